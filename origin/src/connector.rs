@@ -1,0 +1,105 @@
+//! HTTP clients for stores: object_store's own, except that redirects are refused.
+//!
+//! A store's address comes from local configuration. A redirect would let whoever answers there
+//! send us, and what we sign, somewhere else.
+
+use object_store::client::{ClientConfigKey, HttpClient, HttpConnector};
+use object_store::{ClientOptions, Error, Result};
+
+/// Makes HTTP clients that follow no redirect.
+#[derive(Debug, Default)]
+pub(crate) struct NoRedirectConnector;
+
+impl HttpConnector for NoRedirectConnector {
+    fn connect(&self, options: &ClientOptions) -> Result<HttpClient> {
+        let value = |key: ClientConfigKey| options.get_config_value(&key);
+        let is_set = |key| value(key).as_deref() == Some("true");
+        let duration = |key| value(key).and_then(|text| humantime::parse_duration(&text).ok());
+
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("stoa/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .https_only(!is_set(ClientConfigKey::AllowHttp));
+        if let Some(headers) = options.get_default_headers() {
+            builder = builder.default_headers(headers.clone());
+        }
+        if let Some(proxy) = value(ClientConfigKey::ProxyUrl) {
+            let mut proxy = reqwest::Proxy::all(proxy).map_err(client_error)?;
+            if let Some(excludes) = value(ClientConfigKey::ProxyExcludes) {
+                proxy = proxy.no_proxy(reqwest::NoProxy::from_string(&excludes));
+            }
+            builder = builder.proxy(proxy);
+        }
+        if let Some(timeout) = duration(ClientConfigKey::Timeout) {
+            builder = builder.timeout(timeout);
+        }
+        if let Some(timeout) = duration(ClientConfigKey::ConnectTimeout) {
+            builder = builder.connect_timeout(timeout);
+        }
+        if let Some(timeout) = duration(ClientConfigKey::PoolIdleTimeout) {
+            builder = builder.pool_idle_timeout(timeout);
+        }
+        let idle = value(ClientConfigKey::PoolMaxIdlePerHost).and_then(|max| max.parse().ok());
+        if let Some(max) = idle {
+            builder = builder.pool_max_idle_per_host(max);
+        }
+        if is_set(ClientConfigKey::Http1Only) {
+            builder = builder.http1_only();
+        }
+        if is_set(ClientConfigKey::Http2Only) {
+            builder = builder.http2_prior_knowledge();
+        }
+        if is_set(ClientConfigKey::AllowInvalidCertificates) {
+            builder = builder.danger_accept_invalid_certs(true);
+        }
+        // A compressed body has another length than the range that was asked for.
+        builder = builder.no_gzip().no_brotli().no_zstd().no_deflate();
+        Ok(HttpClient::new(builder.build().map_err(client_error)?))
+    }
+}
+
+fn client_error(error: reqwest::Error) -> Error {
+    Error::Generic {
+        store: "HTTP client",
+        source: Box::new(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    /// A server that answers everything with a redirect must not be followed.
+    #[tokio::test]
+    async fn redirects_are_refused() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = elsewhere.local_addr().unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let mut request = [0; 4096];
+                stream.read(&mut request).ok();
+                let answer = format!(
+                    "HTTP/1.1 302 Found\r\nLocation: http://{target}/x\r\nContent-Length: 0\r\n\
+                     Connection: close\r\n\r\n"
+                );
+                stream.write_all(answer.as_bytes()).ok();
+            }
+        });
+        let stores = crate::Stores::new(crate::StoreSettings::default());
+        let limits = crate::OriginLimits {
+            attempts: 1,
+            ..Default::default()
+        };
+        let origin = crate::Origin::new(stores, limits);
+        let error = origin
+            .head(&format!("http://{address}"), "x")
+            .await
+            .unwrap_err();
+        assert!(matches!(error, crate::Error::Request { .. }), "{error:?}");
+        elsewhere.set_nonblocking(true).unwrap();
+        assert!(elsewhere.accept().is_err(), "the redirect was followed");
+    }
+}

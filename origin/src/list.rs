@@ -1,0 +1,135 @@
+//! What lies under a location, with identities.
+
+use std::time::SystemTime;
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{GetOptions, ObjectMeta, ObjectStore};
+
+use crate::error::{Error, Result};
+use crate::identity::{ObjectIdentity, ObjectTag, object_url};
+use crate::location::{Location, object_path};
+use crate::read::Origin;
+
+/// One object that a listing found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Which bytes it is.
+    pub identity: ObjectIdentity,
+    /// When the store says it was last written.
+    pub last_modified: Option<SystemTime>,
+}
+
+impl Origin {
+    /// The objects under `location`, or the one object that it is, sorted by path.
+    ///
+    /// Empty objects and hidden ones are left out: those under a path segment after the location
+    /// that starts with `.`, or with `_` unless it is a partition (`_day=1`). Objects that a store
+    /// lists without etag are asked for by HEAD. Nothing there is an empty list.
+    ///
+    /// # Errors
+    /// [`Error::NoIdentity`] for an object that has neither etag nor version, and what requests
+    /// can fail with.
+    pub async fn list(&self, location: &Location) -> Result<Vec<ListedObject>> {
+        let store = self.stores().get(&location.store)?;
+        if !location.directory {
+            match self.head_meta(&location.store, &location.path).await {
+                Ok(meta) => return Ok(vec![listed(&location.store, meta)?]),
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let prefix = (!location.path.is_root()).then_some(&location.path);
+        let metas: Vec<ObjectMeta> = self
+            .retried(&location.url(), self.limits().timeout, || {
+                store.list(prefix).try_collect()
+            })
+            .await?;
+        let mut objects: Vec<ListedObject> = futures::stream::iter(
+            metas
+                .into_iter()
+                .filter(|meta| meta.size > 0 && is_visible(location, meta.location.as_ref())),
+        )
+        .map(|meta| async move {
+            let has_tag = meta.e_tag.is_some() || meta.version.is_some();
+            let meta = if has_tag {
+                meta
+            } else {
+                self.head_meta(&location.store, &meta.location).await?
+            };
+            listed(&location.store, meta)
+        })
+        .buffer_unordered(self.limits().requests_max)
+        .try_collect()
+        .await?;
+        objects.sort_by(|a, b| a.identity.path.cmp(&b.identity.path));
+        Ok(objects)
+    }
+
+    /// The identity of the object at `path` in `store` now.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NoIdentity`], and what requests can fail with.
+    pub async fn head(&self, store: &str, path: &str) -> Result<ObjectIdentity> {
+        let meta = self.head_meta(store, &object_path(path)?).await?;
+        Ok(listed(store, meta)?.identity)
+    }
+
+    async fn head_meta(&self, store: &str, path: &Path) -> Result<ObjectMeta> {
+        let client = self.stores().get(store)?;
+        let url = object_url(store, path.as_ref());
+        let result = self
+            .retried(&url, self.limits().timeout, || {
+                client.get_opts(path, GetOptions::new().with_head(true))
+            })
+            .await?;
+        Ok(result.meta)
+    }
+}
+
+fn listed(store: &str, meta: ObjectMeta) -> Result<ListedObject> {
+    let path = meta.location.to_string();
+    let tag = match (meta.e_tag, meta.version) {
+        (Some(etag), _) => ObjectTag::Etag(etag),
+        (None, Some(version)) => ObjectTag::Version(version),
+        (None, None) => {
+            return Err(Error::NoIdentity {
+                url: object_url(store, &path),
+            });
+        }
+    };
+    Ok(ListedObject {
+        identity: ObjectIdentity {
+            store: store.to_owned(),
+            path,
+            tag,
+            size: meta.size,
+        },
+        last_modified: Some(meta.last_modified.into()),
+    })
+}
+
+fn is_visible(location: &Location, path: &str) -> bool {
+    location.relative(path).is_some_and(|relative| {
+        relative.split('/').all(|segment| {
+            !(segment.starts_with('.') || segment.starts_with('_') && !segment.contains('='))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_is_what_is_hidden_below_the_location() {
+        let location = Location::parse("file:///home/.cache/t/").unwrap();
+        let visible = |path: &str| is_visible(&location, path);
+        assert!(visible("home/.cache/t/a.parquet"));
+        assert!(visible("home/.cache/t/_day=1/a.parquet"));
+        assert!(!visible("home/.cache/t/_SUCCESS"));
+        assert!(!visible("home/.cache/t/_temporary/0/a.parquet"));
+        assert!(!visible("home/.cache/t/.a.parquet.crc"));
+        assert!(!visible("home/.cache/other/a.parquet"));
+    }
+}
