@@ -1,0 +1,443 @@
+//! The values behind the keys: JSON, tolerant of fields it does not know.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Splits `tpch.lineitem:1` at its last colon into table and version. The version is at least 1.
+pub fn split_table_version(text: &str) -> Result<(&str, u64)> {
+    let invalid = || Error::InvalidTableVersion {
+        found: text.to_owned(),
+    };
+    let (table, digits) = text.rsplit_once(':').ok_or_else(invalid)?;
+    // Digits only: `u64::from_str` would take a sign as well, and one number must have one text.
+    let plain = !digits.is_empty()
+        && digits.bytes().all(|b| b.is_ascii_digit())
+        && !digits.starts_with('0');
+    if table.is_empty() || !plain {
+        return Err(invalid());
+    }
+    Ok((table, digits.parse().map_err(|_| invalid())?))
+}
+
+/// Writes what [`split_table_version`] reads.
+pub fn table_version(table: &str, version: u64) -> String {
+    format!("{table}:{version}")
+}
+
+/// What somebody wants of a table: the value of `layout_version/{table}`.
+///
+/// As text: `tpch.lineitem:3` to have version 3 loaded, `tpch.lineitem:3 unloaded` to have the
+/// table dropped from memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadRequest {
+    /// The table.
+    pub table: String,
+    /// The newest version that was asked for.
+    pub version: u64,
+    /// Whether the table should be dropped instead.
+    pub unloaded: bool,
+}
+
+const UNLOADED_SUFFIX: &str = " unloaded";
+
+impl LoadRequest {
+    /// Table and version as one text.
+    pub fn table_version(&self) -> String {
+        table_version(&self.table, self.version)
+    }
+}
+
+impl fmt::Display for LoadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = if self.unloaded { UNLOADED_SUFFIX } else { "" };
+        write!(f, "{}:{}{suffix}", self.table, self.version)
+    }
+}
+
+impl FromStr for LoadRequest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let text = text.trim_end_matches(['\n', '\r']);
+        let (rest, unloaded) = match text.strip_suffix(UNLOADED_SUFFIX) {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let (table, version) = split_table_version(rest)?;
+        Ok(LoadRequest {
+            table: table.to_owned(),
+            version,
+            unloaded,
+        })
+    }
+}
+
+/// Where a worker can be reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerAddresses {
+    /// The gRPC control service, `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
+    /// Metrics and health over HTTP, `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+}
+
+/// That a worker lives: the value of `worker/{id}`, under the worker's lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerRecord {
+    /// Names the worker across restarts; any characters, not empty.
+    pub id: String,
+    /// The host it runs on.
+    pub host: String,
+    /// Where it can be reached.
+    pub addresses: WorkerAddresses,
+    /// How much it may hold.
+    pub capacity_bytes: u64,
+    /// The forms it can produce, such as `arrow` and `parquet`.
+    pub formats: Vec<String>,
+    /// When this process started.
+    pub started_unix_ms: u64,
+    /// Drawn at each start: tells a restarted worker from the one before.
+    pub incarnation: String,
+}
+
+/// What a worker is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerPhase {
+    /// Nothing to hold.
+    #[default]
+    Idle,
+    /// Fetching towards a newer plan; what was published before is still served.
+    Loading,
+    /// Everything that its plans name is published.
+    Ready,
+    /// Serving, but not all that its plans name; `problems` says why.
+    Degraded,
+}
+
+impl fmt::Display for WorkerPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WorkerPhase::Idle => "idle",
+            WorkerPhase::Loading => "loading",
+            WorkerPhase::Ready => "ready",
+            WorkerPhase::Degraded => "degraded",
+        })
+    }
+}
+
+/// A plan and the layout version it belongs to.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub struct PlanTarget {
+    /// The plan's number within its table.
+    pub plan: u64,
+    /// The layout version it places.
+    pub version: u64,
+}
+
+/// What a worker could not hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeftOut {
+    /// How many chunks.
+    pub chunks: u64,
+    /// Their bytes, as planned.
+    pub bytes: u64,
+    /// Why, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How far a worker is with one table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TableState {
+    /// What it is working towards.
+    pub target: Option<PlanTarget>,
+    /// What is published completely.
+    pub current: Option<PlanTarget>,
+    /// Chunks of the target that are published.
+    pub chunks_done: u64,
+    /// Chunks of the target.
+    pub chunks_total: u64,
+    /// Bytes of the target that are published.
+    pub bytes_done: u64,
+    /// Bytes of the target, as planned until they are known.
+    pub bytes_total: u64,
+    /// Bytes that this table holds in shared memory.
+    pub held_bytes: u64,
+    /// Chunks of the target that were there already.
+    pub kept_chunks: u64,
+    /// Chunks of the target that were fetched.
+    pub fetched_chunks: u64,
+    /// What did not fit or could not be had.
+    pub left_out: LeftOut,
+    /// The last error with this table, if it stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What a worker reports: the value of `worker_state/{id}`, under the worker's lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerState {
+    /// The worker.
+    pub id: String,
+    /// What it is doing.
+    pub state: WorkerPhase,
+    /// How far it is, by table.
+    pub tables: BTreeMap<String, TableState>,
+    /// Bytes of published chunks.
+    pub held_bytes: u64,
+    /// Bytes that readers keep of what is no longer published.
+    pub retained_bytes: u64,
+    /// How much it may hold.
+    pub capacity_bytes: u64,
+    /// What an operator should know, newest last.
+    pub problems: Vec<String>,
+}
+
+/// Names the parts of one worker's plan and fixes their content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartPointer {
+    /// How many parts.
+    pub parts: u32,
+    /// xxh3-64 of the parts, each preceded by its length, as 16 hexadecimal digits.
+    pub digest: String,
+}
+
+/// The plan in force: the value of `cache_version/{table}`. It is written after its parts.
+///
+/// A worker follows the highest `plan`; a missing key never means "drop", only `unloaded` does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheVersion {
+    /// Table and version, such as `tpch.lineitem:1`.
+    pub table_version: String,
+    /// The plan's number: grows with every plan of the table, across versions.
+    pub plan: u64,
+    /// Where each worker's part is, by worker id.
+    #[serde(default)]
+    pub parts: BTreeMap<String, PartPointer>,
+    /// Whether the table is to be dropped from memory.
+    #[serde(default)]
+    pub unloaded: bool,
+}
+
+impl CacheVersion {
+    /// The table's name.
+    pub fn table(&self) -> Result<&str> {
+        Ok(split_table_version(&self.table_version)?.0)
+    }
+
+    /// The layout version.
+    pub fn version(&self) -> Result<u64> {
+        Ok(split_table_version(&self.table_version)?.1)
+    }
+
+    /// Plan and version as workers report them.
+    pub fn target(&self) -> Result<PlanTarget> {
+        Ok(PlanTarget {
+            plan: self.plan,
+            version: self.version()?,
+        })
+    }
+}
+
+/// A request that the coordinator refused: the value of `rejection/{revision}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rejection {
+    /// What was asked for, as it was written.
+    pub request: String,
+    /// Why it was refused.
+    pub reason: String,
+    /// The revision of the request.
+    pub revision: i64,
+    /// When it was refused.
+    pub rejected_unix_ms: u64,
+}
+
+/// That a worker's memory is to be locked: the value of `pin/{worker}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PinRecord {
+    /// The worker.
+    pub worker: String,
+    /// When it was asked for.
+    pub since_unix_ms: u64,
+}
+
+/// Who coordinates: the value of `election/coordinator`, under the candidate's lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ElectionRecord {
+    /// The elected candidate.
+    pub candidate: String,
+}
+
+/// The next plan number of a table: above the plan in force and above all that workers know of,
+/// so that plans grow even when the metastore was reset or restored under running workers.
+pub fn next_plan(table: &str, current: Option<&CacheVersion>, states: &[WorkerState]) -> u64 {
+    let in_force = current.map_or(0, |c| c.plan);
+    let known = states
+        .iter()
+        .filter_map(|s| s.tables.get(table))
+        .flat_map(|t| [t.target, t.current])
+        .flatten()
+        .map(|t| t.plan);
+    known.fold(in_force, u64::max).saturating_add(1)
+}
+
+/// Whether all live workers have taken notice of the plan in force, so that older ones may go.
+pub fn all_reported(
+    current: &CacheVersion,
+    workers: &[WorkerRecord],
+    states: &[WorkerState],
+) -> bool {
+    let Ok(table) = current.table() else {
+        return false;
+    };
+    workers.iter().all(|worker| {
+        // A worker without a part need not ever have heard of the table.
+        if !current.parts.contains_key(&worker.id) {
+            return true;
+        }
+        states
+            .iter()
+            .find(|s| s.id == worker.id)
+            .and_then(|s| s.tables.get(table))
+            .is_some_and(|t| {
+                [t.target, t.current]
+                    .into_iter()
+                    .flatten()
+                    .any(|t| t.plan >= current.plan)
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_versions_split_at_the_last_colon() {
+        assert_eq!(
+            split_table_version("tpch.lineitem:1").unwrap(),
+            ("tpch.lineitem", 1)
+        );
+        assert_eq!(split_table_version("a:b.c:10").unwrap(), ("a:b.c", 10));
+        for bad in [
+            "",
+            "tpch.lineitem",
+            "tpch.lineitem:",
+            ":1",
+            "t:0",
+            "t:-1",
+            "t:+1",
+            "t:01",
+            "t:1 ",
+            "t:99999999999999999999",
+        ] {
+            let error = split_table_version(bad).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("invalid table version `{bad}`")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn load_requests_read_back() {
+        for unloaded in [false, true] {
+            let request = LoadRequest {
+                table: "odd unloaded.x y:z".into(),
+                version: 12,
+                unloaded,
+            };
+            assert_eq!(request.to_string().parse::<LoadRequest>().unwrap(), request);
+        }
+        // What `echo … | etcdctl put layout_version` leaves at the end is forgiven.
+        assert_eq!("tpch.orders:2\n".parse::<LoadRequest>().unwrap().version, 2);
+    }
+
+    #[test]
+    fn plan_numbers_grow_past_what_workers_know() {
+        let states = [WorkerState {
+            id: "w".into(),
+            tables: [(
+                "s.t".to_owned(),
+                TableState {
+                    target: Some(PlanTarget {
+                        plan: 41,
+                        version: 3,
+                    }),
+                    ..Default::default()
+                },
+            )]
+            .into(),
+            ..Default::default()
+        }];
+        assert_eq!(next_plan("s.t", None, &[]), 1);
+        assert_eq!(next_plan("s.t", None, &states), 42);
+        assert_eq!(next_plan("other", None, &states), 1);
+        let current = CacheVersion {
+            table_version: "s.t:3".into(),
+            plan: 50,
+            ..Default::default()
+        };
+        assert_eq!(next_plan("s.t", Some(&current), &states), 51);
+    }
+
+    #[test]
+    fn old_plans_wait_for_every_live_worker_with_a_part() {
+        let current = CacheVersion {
+            table_version: "s.t:3".into(),
+            plan: 5,
+            parts: [
+                ("w1".to_owned(), PartPointer::default()),
+                ("dead".to_owned(), PartPointer::default()),
+            ]
+            .into(),
+            unloaded: false,
+        };
+        let worker = |id: &str| WorkerRecord {
+            id: id.into(),
+            ..Default::default()
+        };
+        let state = |id: &str, plan| WorkerState {
+            id: id.into(),
+            tables: [(
+                "s.t".to_owned(),
+                TableState {
+                    target: Some(PlanTarget { plan, version: 3 }),
+                    ..Default::default()
+                },
+            )]
+            .into(),
+            ..Default::default()
+        };
+        let live = [worker("w1"), worker("bystander")];
+        assert!(!all_reported(&current, &live, &[]));
+        assert!(!all_reported(&current, &live, &[state("w1", 4)]));
+        assert!(all_reported(&current, &live, &[state("w1", 5)]));
+    }
+
+    #[test]
+    fn unknown_and_missing_fields_are_no_error() {
+        let state: WorkerState =
+            serde_json::from_str(r#"{"id":"w","state":"ready","from_the_future":1}"#).unwrap();
+        assert_eq!(state.state, WorkerPhase::Ready);
+        assert!(state.tables.is_empty());
+    }
+}
