@@ -29,7 +29,6 @@ pub mod conformance;
 mod embedded;
 mod error;
 mod etcd;
-mod etcd_settings;
 mod model;
 mod plan;
 mod records;
@@ -39,8 +38,7 @@ pub mod testing;
 
 pub use embedded::{EmbeddedMetastore, EmbeddedOptions};
 pub use error::{Error, ErrorKind, Result};
-pub use etcd::EtcdMetastore;
-pub use etcd_settings::{EtcdSettings, Secret};
+pub use etcd::{EtcdMetastore, EtcdSettings, Secret};
 pub use model::{
     CacheVersion, ElectionRecord, LeftOut, LoadRequest, PartPointer, PinRecord, PlanTarget,
     Rejection, TableState, WorkerAddresses, WorkerPhase, WorkerRecord, WorkerState, all_reported,

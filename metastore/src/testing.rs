@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::etcd::EtcdMetastore;
-use crate::etcd_settings::EtcdSettings;
+use crate::etcd::{EtcdMetastore, EtcdSettings};
 
 /// How long a server may take to answer for the first time.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -20,29 +19,44 @@ pub struct EtcdServer {
     data_dir: PathBuf,
     client_port: u16,
     peer_port: u16,
-    tls: bool,
+    tls: Option<TlsFiles>,
+}
+
+/// PEM files for a server that speaks TLS and asks its clients for certificates.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The authority of all certificates.
+    pub ca: PathBuf,
+    /// The server's certificate, for 127.0.0.1.
+    pub server_cert: PathBuf,
+    /// The server's private key.
+    pub server_key: PathBuf,
+    /// A client's certificate.
+    pub client_cert: PathBuf,
+    /// The client's private key.
+    pub client_key: PathBuf,
 }
 
 impl EtcdServer {
     /// Starts a server with its data in `dir`. Panics if etcd is not installed: a test that needs
     /// it must fail, not pass without it.
     pub async fn start(dir: &Path) -> EtcdServer {
-        Self::launch(dir, false).await
+        Self::launch(dir, None).await
     }
 
-    /// Like [`EtcdServer::start`], with TLS and a certificate that the server makes for itself.
-    pub async fn start_tls(dir: &Path) -> EtcdServer {
-        Self::launch(dir, true).await
+    /// Like [`EtcdServer::start`], with mutual TLS.
+    pub async fn start_tls(dir: &Path, files: TlsFiles) -> EtcdServer {
+        Self::launch(dir, Some(files)).await
     }
 
-    async fn launch(dir: &Path, tls: bool) -> EtcdServer {
+    async fn launch(dir: &Path, tls: Option<TlsFiles>) -> EtcdServer {
         for attempt in 1..=START_ATTEMPTS {
             let mut server = EtcdServer {
                 child: None,
                 data_dir: dir.join(format!("etcd-{attempt}")),
                 client_port: free_port(),
                 peer_port: free_port(),
-                tls,
+                tls: tls.clone(),
             };
             if server.run().await {
                 return server;
@@ -73,24 +87,22 @@ impl EtcdServer {
         &self.data_dir
     }
 
-    /// The certificate a TLS server made for itself, to be trusted as its own authority.
-    pub fn certificate(&self) -> PathBuf {
-        self.data_dir.join("fixtures/client/cert.pem")
-    }
-
     /// Its client URL.
     pub fn endpoint(&self) -> String {
         format!(
             "{}://127.0.0.1:{}",
-            if self.tls { "https" } else { "http" },
+            if self.tls.is_some() { "https" } else { "http" },
             self.client_port
         )
     }
 
     /// Settings to connect to it.
     pub fn settings(&self) -> EtcdSettings {
+        let tls = self.tls.as_ref();
         EtcdSettings {
-            ca_file: self.tls.then(|| self.certificate()),
+            ca_file: tls.map(|files| files.ca.clone()),
+            cert_file: tls.map(|files| files.client_cert.clone()),
+            key_file: tls.map(|files| files.client_key.clone()),
             ..EtcdSettings::new([self.endpoint()])
         }
     }
@@ -120,12 +132,17 @@ impl EtcdServer {
                 "--heartbeat-interval=20",
                 "--election-timeout=200",
                 "--logger=zap",
+                "--enable-grpc-gateway=false",
                 "--log-level=error",
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        if self.tls {
-            command.arg("--auto-tls");
+        if let Some(files) = &self.tls {
+            command
+                .arg("--client-cert-auth")
+                .arg(format!("--trusted-ca-file={}", files.ca.display()))
+                .arg(format!("--cert-file={}", files.server_cert.display()))
+                .arg(format!("--key-file={}", files.server_key.display()));
         }
         self.child = Some(command.spawn().expect("start etcd"));
         let begun = Instant::now();
@@ -137,12 +154,11 @@ impl EtcdServer {
             if gone {
                 break;
             }
-            if (!self.tls || self.certificate().exists())
-                && let Ok(Ok(_)) = tokio::time::timeout(
-                    Duration::from_secs(1),
-                    EtcdMetastore::connect(self.settings()),
-                )
-                .await
+            if let Ok(Ok(_)) = tokio::time::timeout(
+                Duration::from_secs(1),
+                EtcdMetastore::connect(self.settings()),
+            )
+            .await
             {
                 return true;
             }
@@ -159,22 +175,28 @@ impl Drop for EtcdServer {
     }
 }
 
-/// The etcd program: `$STOA_ETCD`, Debian's, or one in the path.
+/// The etcd program: `$STOA_ETCD` if it is set, else Debian's, else one in the path.
 fn etcd_program() -> PathBuf {
-    let named = std::env::var_os("STOA_ETCD").map(PathBuf::from);
-    let in_path = std::env::var_os("PATH")
-        .map(|path| {
-            std::env::split_paths(&path)
-                .map(|dir| dir.join("etcd"))
-                .collect::<Vec<_>>()
-        })
-        .unwrap_or_default();
-    named
-        .into_iter()
-        .chain([PathBuf::from("/usr/bin/etcd")])
-        .chain(in_path)
+    let candidates = match std::env::var_os("STOA_ETCD") {
+        Some(named) => vec![PathBuf::from(named)],
+        None => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let in_path = std::env::split_paths(&path).map(|dir| dir.join("etcd"));
+            [PathBuf::from("/usr/bin/etcd")]
+                .into_iter()
+                .chain(in_path)
+                .collect()
+        }
+    };
+    candidates
+        .iter()
         .find(|program| program.is_file())
-        .expect("etcd is missing (looked for $STOA_ETCD, /usr/bin/etcd and in $PATH): install etcd-server")
+        .unwrap_or_else(|| {
+            panic!(
+                "etcd is missing (looked for {candidates:?}): install etcd-server, or set STOA_ETCD"
+            )
+        })
+        .clone()
 }
 
 fn free_port() -> u16 {

@@ -37,7 +37,7 @@ impl Harness for Embedded {
     }
 
     fn ttl_min(&self) -> Duration {
-        Duration::from_millis(300)
+        Duration::from_secs(1)
     }
 }
 

@@ -1,13 +1,13 @@
 //! The etcd backend keeps the contract, on real servers that the tests start and kill.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use stoa_metastore::conformance::{Harness, run_all};
-use stoa_metastore::testing::EtcdServer;
+use stoa_metastore::testing::{EtcdServer, TlsFiles};
 use stoa_metastore::{
     Continuity, Error, ErrorKind, EtcdMetastore, EtcdSettings, FollowHealth, FollowOptions,
     Metastore, Op, Records, Txn,
@@ -35,7 +35,7 @@ impl Harness for Etcd {
     }
 
     fn ttl_min(&self) -> Duration {
-        Duration::from_secs(1)
+        Duration::from_secs(2)
     }
 }
 
@@ -250,22 +250,69 @@ async fn users_and_passwords_are_asked_for() {
     }
 }
 
+/// The files in `tests/tls`: an authority (its key was thrown away), a server for 127.0.0.1, a
+/// client, and the certificate of a stranger. Valid from 2020 to 2120.
+fn tls_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/tls")
+        .join(name)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_is_spoken_and_strangers_are_not_trusted() {
     let dir = tempfile::tempdir().unwrap();
-    let server = EtcdServer::start_tls(dir.path()).await;
+    let files = TlsFiles {
+        ca: tls_file("ca.pem"),
+        server_cert: tls_file("server.pem"),
+        server_key: tls_file("server-key.pem"),
+        client_cert: tls_file("client.pem"),
+        client_key: tls_file("client-key.pem"),
+    };
+    let server = EtcdServer::start_tls(dir.path(), files).await;
     let store = server.connect().await;
     put(&store, "k", "v").await;
     assert_eq!(store.get("k").await.unwrap().unwrap().value, b"v");
-    let other_dir = tempfile::tempdir().unwrap();
-    let other = EtcdServer::start_tls(other_dir.path()).await;
-    let settings = EtcdSettings {
-        ca_file: Some(other.certificate()),
-        timeout_ms: 1_000,
+
+    let good = || EtcdSettings {
+        timeout_ms: 2_000,
         ..server.settings()
     };
-    let error = EtcdMetastore::connect(settings).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Retry, "{error}");
+    let named = |name: &str| EtcdSettings {
+        server_name: Some(name.into()),
+        ..good()
+    };
+    EtcdMetastore::connect(named("localhost")).await.unwrap();
+    let cases = [
+        (
+            "a server of an unknown authority",
+            EtcdSettings {
+                ca_file: Some(tls_file("stranger.pem")),
+                ..good()
+            },
+        ),
+        ("a server of another name", named("etcd.example")),
+        (
+            "a client without a certificate",
+            EtcdSettings {
+                cert_file: None,
+                key_file: None,
+                ..good()
+            },
+        ),
+        (
+            "no TLS at all",
+            EtcdSettings::new([server.endpoint().replace("https", "http")]),
+        ),
+    ];
+    for (what, settings) in cases {
+        let settings = EtcdSettings {
+            timeout_ms: 2_000,
+            ..settings
+        };
+        let error = EtcdMetastore::connect(settings).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Retry, "{what}: {error}");
+        println!("{what}: {error}");
+    }
 }
 
 /// One member of several is gone: calls that hit it are made again at another.

@@ -30,8 +30,9 @@ impl HttpConnector for NoRedirectConnector {
             }
             builder = builder.proxy(proxy);
         }
+        // Of every wait for bytes, not of the whole body: a large body may take its time.
         if let Some(timeout) = duration(ClientConfigKey::Timeout) {
-            builder = builder.timeout(timeout);
+            builder = builder.read_timeout(timeout);
         }
         if let Some(timeout) = duration(ClientConfigKey::ConnectTimeout) {
             builder = builder.connect_timeout(timeout);
@@ -67,7 +68,6 @@ fn client_error(error: reqwest::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::{Read, Write};
 
     /// A server that answers everything with a redirect must not be followed.
@@ -80,7 +80,7 @@ mod tests {
         std::thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
                 let mut request = [0; 4096];
-                stream.read(&mut request).ok();
+                let _ = stream.read(&mut request);
                 let answer = format!(
                     "HTTP/1.1 302 Found\r\nLocation: http://{target}/x\r\nContent-Length: 0\r\n\
                      Connection: close\r\n\r\n"

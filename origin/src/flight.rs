@@ -147,9 +147,9 @@ mod tests {
     #[tokio::test]
     async fn abandoned_work_leaves_nothing_behind() {
         let flights: Flights<u8, u32> = Flights::new();
-        drop(flights.join(1, || std::future::pending()));
+        drop(flights.join(1, std::future::pending));
         assert_eq!(flights.len(), 0);
-        let mut waiting = flights.join(1, || std::future::pending());
+        let mut waiting = flights.join(1, std::future::pending);
         assert!((&mut waiting).now_or_never().is_none());
         drop(waiting);
         assert_eq!(flights.len(), 0);

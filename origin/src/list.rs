@@ -1,6 +1,6 @@
 //! What lies under a location, with identities.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::identity::{ObjectIdentity, ObjectTag, object_url};
 use crate::location::{Location, object_path};
 use crate::read::Origin;
+
+/// The most time that a listing of all its pages takes.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// One object that a listing found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +43,9 @@ impl Origin {
             }
         }
         let prefix = (!location.path.is_root()).then_some(&location.path);
-        let metas: Vec<ObjectMeta> = self
-            .retried(&location.url(), self.limits().timeout, || {
-                store.list(prefix).try_collect()
+        let metas = self
+            .retried(&location.url(), LISTING_TIMEOUT, || {
+                list_all(&*store, prefix, location, self.limits().timeout)
             })
             .await?;
         let mut objects: Vec<ListedObject> = futures::stream::iter(
@@ -84,6 +87,31 @@ impl Origin {
             })
             .await?;
         Ok(result.meta)
+    }
+}
+
+/// All pages of a listing, each of which has to come within `timeout`.
+async fn list_all(
+    store: &dyn ObjectStore,
+    prefix: Option<&Path>,
+    location: &Location,
+    timeout: Duration,
+) -> Result<Vec<ObjectMeta>> {
+    let mut stream = store.list(prefix);
+    let mut metas = Vec::new();
+    loop {
+        match tokio::time::timeout(timeout, stream.next()).await {
+            Ok(Some(Ok(meta))) => metas.push(meta),
+            Ok(Some(Err(error))) => return Err(Error::from_store(&location.url(), error)),
+            Ok(None) => return Ok(metas),
+            Err(_) => {
+                return Err(Error::Timeout {
+                    url: location.url(),
+                    timeout_ms: timeout.as_millis() as u64,
+                    attempts: 1,
+                });
+            }
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::flight::Flights;
 use crate::identity::{ObjectIdentity, ObjectTag, bare_etag};
 use crate::location::object_path;
 use crate::retry::{Backoff, random_unit};
-use crate::stores::Stores;
+use crate::stores::{StoreSettings, Stores};
 
 /// Bounds on what is asked of the stores.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +81,13 @@ struct Inner {
 
 /// A permit stands for this many bytes, so that its count fits the semaphore.
 const PERMIT_BYTES: u64 = 4096;
+
+impl Default for Origin {
+    /// Stores by their standard credential chains, usual limits.
+    fn default() -> Origin {
+        Origin::new(Stores::new(StoreSettings::default()), OriginLimits::default())
+    }
+}
 
 impl Origin {
     /// Reads from `stores` within `limits`.

@@ -270,7 +270,7 @@ pub(super) async fn a_lease_kept_alive_lives(harness: &dyn Harness) {
     let lease = store.grant_lease(ttl).await.unwrap();
     commit(&store, vec![Op::put_leased("alive", "v", lease)]).await;
     for _ in 0..8 {
-        sleep(ttl / 3).await;
+        sleep(ttl / 4).await;
         store.keep_alive(lease).await.unwrap();
         assert!(store.get("alive").await.unwrap().is_some());
     }

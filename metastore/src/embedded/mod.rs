@@ -195,8 +195,8 @@ impl Inner {
     /// before the change was decided, so no other change came between.
     fn commit(&self, disk: &mut Option<Disk>, change: Change) -> Result<()> {
         if let Some(disk) = disk {
-            let state = self.state();
-            let rows = state.durable(&change);
+            // Not under the state's lock: readers need not wait for the disk.
+            let rows = self.state().durable(&change);
             disk.write(change.revision, &rows)?;
         }
         let revision = {

@@ -177,12 +177,9 @@ impl Records {
             }
             Ok(())
         };
-        match timeout_at(until, wait).await {
-            Ok(Err::<(), Error>(error)) => {
-                debug!(%error, "watch of the election ended");
-                sleep(BACK_OFF).await;
-            }
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err::<(), Error>(error)) = timeout_at(until, wait).await {
+            debug!(%error, "watch of the election ended");
+            sleep(BACK_OFF).await;
         }
     }
 }

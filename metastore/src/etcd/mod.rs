@@ -1,23 +1,27 @@
 //! The metastore on etcd 3.4 or newer.
 
+mod calls;
+mod settings;
+mod watch;
+
 use std::collections::VecDeque;
-use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error as EtcdError, EventType, GetOptions,
-    KeyValue, KvClient, PutOptions, TxnOp, WatchClient, WatchOptions, WatchResponse,
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, KvClient, PutOptions, TxnOp,
+    WatchClient, WatchOptions,
 };
 use futures::StreamExt;
-use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use self::calls::Calls;
+pub use self::settings::{EtcdSettings, Secret};
+use self::watch::Watcher;
 use crate::error::{Error, Result};
-use crate::etcd_settings::EtcdSettings;
 use crate::store::{
     ClusterIdentity, Condition, Entry, LeaseId, Listing, Metastore, Op, TXN_BYTES_MAX, Txn,
-    TxnOutcome, WatchEvent, WatchStream,
+    TxnOutcome, WatchStream,
 };
 
 /// Entries fetched by one request of a listing; a page of the largest values stays below
@@ -28,22 +32,10 @@ const PAGE_KEYS: i64 = 1000;
 /// The largest message taken from the server.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const _: () = assert!(PAGE_ENTRIES as usize * (TXN_BYTES_MAX + 4096) < MESSAGE_BYTES_MAX);
-/// How often a call is tried at another endpoint when one does not even connect.
-const CONNECT_ATTEMPTS: u32 = 4;
-const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// How often a listing starts over when its revision is compacted between two pages.
 const LIST_ATTEMPTS: u32 = 5;
 /// Pings find a peer that is gone without a word. Servers refuse more than one each 5 s.
 const PING_EVERY: Duration = Duration::from_secs(10);
-
-// gRPC status codes, by number: the crate that names them is not ours to depend on.
-const CODE_INVALID_ARGUMENT: i32 = 3;
-const CODE_NOT_FOUND: i32 = 5;
-const CODE_PERMISSION_DENIED: i32 = 7;
-const CODE_OUT_OF_RANGE: i32 = 11;
-const CODE_UNAVAILABLE: i32 = 14;
-const CODE_UNAUTHENTICATED: i32 = 16;
-const CODES_TIMED_OUT: [i32; 2] = [1, 4];
 
 /// A [`Metastore`] on an etcd cluster. Cheap to clone.
 #[derive(Clone)]
@@ -324,122 +316,6 @@ impl Metastore for EtcdMetastore {
     }
 }
 
-/// Calls to the server: each with a deadline, each error in our words.
-#[derive(Clone, Copy)]
-struct Calls<'a> {
-    endpoints: &'a str,
-    user: &'a str,
-    timeout: Duration,
-}
-
-impl Calls<'_> {
-    async fn once<T>(
-        &self,
-        call: &'static str,
-        work: impl Future<Output = Result<T, EtcdError>>,
-    ) -> Result<T> {
-        match timeout(self.timeout, work).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.explain(call, error)),
-            Err(_) => Err(self.timed_out(call)),
-        }
-    }
-
-    /// Tries again, within the one deadline, when a request was never sent because its endpoint
-    /// could not be connected to: another member of the cluster may answer.
-    async fn retried<T, F>(&self, call: &'static str, work: impl Fn() -> F) -> Result<T>
-    where
-        F: Future<Output = Result<T, EtcdError>>,
-    {
-        let attempts = async {
-            for attempt in 1.. {
-                match work().await {
-                    Err(error) if attempt < CONNECT_ATTEMPTS && never_sent(&error) => {
-                        sleep(CONNECT_PAUSE * attempt).await;
-                    }
-                    other => return other,
-                }
-            }
-            unreachable!("the loop above only ends by returning")
-        };
-        self.once(call, attempts).await
-    }
-
-    fn timed_out(&self, call: &'static str) -> Error {
-        Error::Timeout {
-            call,
-            timeout_ms: self.timeout.as_millis() as u64,
-            endpoints: self.endpoints.to_owned(),
-        }
-    }
-
-    fn explain(&self, call: &'static str, error: EtcdError) -> Error {
-        let unavailable = |reason| Error::Unavailable {
-            endpoints: self.endpoints.to_owned(),
-            reason,
-        };
-        let status = match error {
-            EtcdError::GRpcStatus(status) => status,
-            // The client says this, and only this, when the server does not know the lease.
-            EtcdError::LeaseKeepAliveError(_) => return Error::LeaseLost { lease: LeaseId(0) },
-            EtcdError::TransportError(error) => return unavailable(full_text(&error)),
-            EtcdError::IoError(error) => return unavailable(error.to_string()),
-            other => {
-                return Error::Server {
-                    call,
-                    reason: other.to_string(),
-                };
-            }
-        };
-        let message = status.message().to_owned();
-        let denied = |reason| Error::Denied {
-            user: self.user.to_owned(),
-            reason,
-        };
-        match i32::from(status.code()) {
-            CODE_UNAVAILABLE => unavailable(full_text(&status)),
-            code if CODES_TIMED_OUT.contains(&code) => self.timed_out(call),
-            CODE_NOT_FOUND if message.contains("lease") => Error::LeaseLost { lease: LeaseId(0) },
-            CODE_OUT_OF_RANGE if message.contains("compacted") => Error::Compacted {
-                requested: 0,
-                compacted: 0,
-            },
-            CODE_UNAUTHENTICATED | CODE_PERMISSION_DENIED => denied(message),
-            CODE_INVALID_ARGUMENT if message.contains("authentication failed") => denied(message),
-            CODE_INVALID_ARGUMENT if message.contains("user name is empty") => {
-                denied("the server asks for a user".to_owned())
-            }
-            _ => Error::Server {
-                call,
-                reason: message,
-            },
-        }
-    }
-}
-
-/// Whether the request cannot have reached a server.
-fn never_sent(error: &EtcdError) -> bool {
-    let EtcdError::GRpcStatus(status) = error else {
-        return false;
-    };
-    i32::from(status.code()) == CODE_UNAVAILABLE && full_text(status).contains("tcp connect error")
-}
-
-/// An error with its causes: a transport's own text only says that there was one.
-fn full_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// The first key after all keys with this prefix; a zero byte, for etcd, is "no end".
 fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
@@ -484,85 +360,6 @@ fn op_of(op: Op) -> TxnOp {
             lease.map(|lease| PutOptions::new().with_lease(lease.0)),
         ),
         Op::Delete { key } => TxnOp::delete(key, None),
-    }
-}
-
-/// One watch; dropping it ends the call, and with it the server's side.
-struct Watcher {
-    responses: etcd_client::WatchStream,
-    store: EtcdMetastore,
-    prefix: String,
-    /// The first revision not yet delivered completely.
-    next: i64,
-    ready: VecDeque<WatchEvent>,
-    over: bool,
-}
-
-impl Watcher {
-    async fn next(mut self) -> Option<(Result<WatchEvent>, Self)> {
-        loop {
-            if self.over {
-                return None;
-            }
-            if let Some(event) = self.ready.pop_front() {
-                return Some((Ok(event), self));
-            }
-            let taken = match self.responses.message().await {
-                Ok(Some(response)) => self.take(&response),
-                Ok(None) => Err(self.ended("the server closed the stream".to_owned())),
-                Err(error) => {
-                    let error = self.store.calls().explain("watch", error);
-                    Err(self.ended(error.to_string()))
-                }
-            };
-            if let Err(error) = taken {
-                self.over = true;
-                return Some((Err(error), self));
-            }
-        }
-    }
-
-    fn take(&mut self, response: &WatchResponse) -> Result<()> {
-        if response.compact_revision() != 0 {
-            let compacted = response.compact_revision();
-            return Err(Error::Compacted {
-                requested: self.next,
-                compacted,
-            });
-        }
-        if response.canceled() {
-            return Err(self.ended(response.cancel_reason().to_owned()));
-        }
-        for event in response.events() {
-            let Some(entry) = event.kv().and_then(entry_of) else {
-                continue;
-            };
-            self.next = self.next.max(entry.mod_revision);
-            self.ready.push_back(match event.event_type() {
-                EventType::Put => WatchEvent::Put(entry),
-                EventType::Delete => WatchEvent::Delete {
-                    revision: entry.mod_revision,
-                    key: entry.key,
-                },
-            });
-        }
-        if response.events().is_empty()
-            && !response.created()
-            && let Some(header) = response.header()
-        {
-            self.next = self.next.max(header.revision() + 1);
-            self.ready.push_back(WatchEvent::Progress {
-                revision: header.revision(),
-            });
-        }
-        Ok(())
-    }
-
-    fn ended(&self, reason: String) -> Error {
-        Error::WatchEnded {
-            prefix: self.prefix.clone(),
-            reason,
-        }
     }
 }
 

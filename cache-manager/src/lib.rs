@@ -1,0 +1,45 @@
+//! The worker: fills, publishes and retires shared memory by its part of the plan.
+//!
+//! A [`Worker`] owns one cache directory. It follows the plans in force, and makes its memory hold
+//! what they name: chunks that are held are kept without any request, the others are fetched from
+//! the origin, decoded and appended to segments, and become visible by one rename. Queries never
+//! wait for it and never see half of it.
+//!
+//! - What to do is decided by pure functions: [`diff`] (keep, fetch, leave out, drop under a
+//!   budget), [`batch`] (what is fetched together), [`targets`] (the newest plan wins),
+//!   [`failures`] (what is tried again when), [`tally`] (how far it is).
+//! - [`decode`] makes chunks from fetched bytes.
+//! - The engine around them reacts to plans, looks at the origin, retries, and reports.
+//!
+//! What goes wrong with a chunk or a table is part of the worker's state; the worker goes on
+//! serving. It knows nothing of DataFusion.
+
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod decode;
+pub mod diff;
+mod engine;
+mod error;
+mod events;
+pub mod failures;
+mod fill;
+mod looks;
+mod metrics;
+mod pass;
+mod registration;
+mod resolve;
+mod service;
+mod settings;
+mod shared;
+mod store;
+pub mod tally;
+pub mod targets;
+mod worker;
+
+pub use error::{Error, Result};
+pub use events::Looked;
+pub use looks::{LOOKS_FILE, looks};
+pub use service::WorkerControl;
+pub use settings::{CAPACITY_BYTES_MIN, WorkerSettings};
+pub use worker::{Worker, WorkerHandle};

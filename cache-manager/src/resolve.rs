@@ -1,0 +1,303 @@
+//! From a plan in force to the chunks that this worker wants: its part of the plan, the layout that
+//! the plan places, and the catalog of the table's files.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use stoa_layout::{ChunkRef, Form, LayoutDocument, TableCatalog};
+use stoa_metastore::{CacheVersion, PlanTarget, Records, WorkerPlan};
+use stoa_origin::{ObjectIdentity, Origin};
+use stoa_shm::ChunkKey;
+
+use crate::diff::Want;
+
+/// A worker's part of a plan, parsed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct PlannedChunks {
+    /// The files that the chunks speak of.
+    pub(crate) files: Vec<ObjectIdentity>,
+    /// File (a position in `files`), row group, column and form, most wanted first.
+    pub(crate) chunks: Vec<(u32, u32, u32, Form)>,
+}
+
+impl PlannedChunks {
+    /// Parses what the metastore holds.
+    ///
+    /// # Errors
+    /// Text that says which file is no identity.
+    pub(crate) fn parse(plan: &WorkerPlan) -> Result<PlannedChunks, String> {
+        let file = |(at, value): (usize, &serde_json::Value)| {
+            ObjectIdentity::deserialize(value)
+                .map_err(|error| format!("file {at} of the plan is no identity: {error}"))
+        };
+        Ok(PlannedChunks {
+            files: plan.files.iter().enumerate().map(file).collect::<Result<_, _>>()?,
+            chunks: plan
+                .chunks
+                .iter()
+                // A form that this build cannot make is replaced by the one that always works.
+                .map(|(file, row_group, column, form)| {
+                    (*file, *row_group, *column, form.parse().unwrap_or(Form::Parquet))
+                })
+                .collect(),
+        })
+    }
+}
+
+/// What a worker is to hold of a table.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) target: PlanTarget,
+    pub(crate) planned: Arc<PlannedChunks>,
+    /// `None` when the table is to be dropped.
+    pub(crate) catalog: Option<Arc<TableCatalog>>,
+    pub(crate) wants: Arc<Vec<Want>>,
+    /// Planned chunks that the files do not have, and one of the reasons.
+    pub(crate) missing: Option<(u64, String)>,
+    /// Whether the plan was made for other files than the catalog has: one of them is out of date.
+    pub(crate) differs: bool,
+}
+
+/// Everything that resolving reads from.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    pub(crate) records: Records,
+    pub(crate) origin: Origin,
+    pub(crate) worker: String,
+    /// Whether files are ever looked at again.
+    pub(crate) snapshot_only: bool,
+}
+
+impl Sources {
+    /// Reads plan, layout and catalog. `known` is the table's catalog so far: of the same version
+    /// it is taken as it is, of another version its footers are used again where files are the
+    /// same.
+    pub(crate) async fn resolve(
+        &self,
+        pointer: &CacheVersion,
+        target: PlanTarget,
+        known: Option<Arc<TableCatalog>>,
+        now_unix_ms: u64,
+    ) -> Result<Resolved, String> {
+        if pointer.unloaded {
+            return Ok(Resolved {
+                target,
+                planned: Arc::default(),
+                catalog: None,
+                wants: Arc::default(),
+                missing: None,
+                differs: false,
+            });
+        }
+        let plan = self
+            .records
+            .worker_plan(pointer, &self.worker)
+            .await
+            .map_err(|error| error.to_string())?
+            .unwrap_or_default();
+        let planned = Arc::new(PlannedChunks::parse(&plan)?);
+        let catalog = match known {
+            Some(known) if known.version.get() == target.version => known,
+            known => {
+                let document = self.document(pointer, target).await?;
+                Arc::new(self.catalog(document, known.as_deref(), now_unix_ms).await?)
+            }
+        };
+        resolved_with(target, planned, catalog).await
+    }
+
+    async fn document(
+        &self,
+        pointer: &CacheVersion,
+        target: PlanTarget,
+    ) -> Result<LayoutDocument, String> {
+        let table = pointer.table().map_err(|error| error.to_string())?;
+        let json = self.records.layout(table, target.version).await.map_err(|e| e.to_string())?;
+        let json = json.ok_or_else(|| {
+            format!("layout {} is not in the metastore; publish it again", pointer.table_version)
+        })?;
+        LayoutDocument::from_json(&json).map_err(|error| error.to_string())
+    }
+
+    async fn catalog(
+        &self,
+        document: LayoutDocument,
+        known: Option<&TableCatalog>,
+        now_unix_ms: u64,
+    ) -> Result<TableCatalog, String> {
+        let text = |error: stoa_layout::Error| error.to_string();
+        let loaded = match reuse(&document, known, self.snapshot_only) {
+            Reuse::AsItIs(catalog) => return Ok(*catalog),
+            Reuse::LookAgain(base) => match base.refresh(&self.origin, now_unix_ms).await {
+                Ok(Some(newer)) => newer,
+                Ok(None) => TableCatalog { looked_at_unix_ms: now_unix_ms, ..*base },
+                Err(error) => return Err(text(error)),
+            },
+            Reuse::Nothing => {
+                TableCatalog::load(&self.origin, &document, now_unix_ms).await.map_err(text)?
+            }
+        };
+        Ok(loaded)
+    }
+}
+
+/// What an earlier catalog of the table is good for.
+enum Reuse {
+    /// The version names the very same files.
+    AsItIs(Box<TableCatalog>),
+    /// The files may differ: those that do not keep their footers.
+    LookAgain(Box<TableCatalog>),
+    Nothing,
+}
+
+fn reuse(document: &LayoutDocument, known: Option<&TableCatalog>, snapshot_only: bool) -> Reuse {
+    let Some(known) = known.filter(|known| {
+        known.location == document.location
+            && known.layout.partition_columns == document.partition_columns
+    }) else {
+        return Reuse::Nothing;
+    };
+    let base = TableCatalog {
+        version: document.version,
+        layout: document.clone(),
+        ..known.clone()
+    };
+    let mut have: Vec<&ObjectIdentity> = known
+        .files
+        .iter()
+        .map(|file| &file.identity)
+        .chain(known.rejected.iter().map(|file| &file.identity))
+        .collect();
+    let mut named: Vec<&ObjectIdentity> = document.files.iter().collect();
+    have.sort();
+    named.sort();
+    if !named.is_empty() && have == named {
+        Reuse::AsItIs(Box::new(base))
+    } else if named.is_empty() || !snapshot_only {
+        Reuse::LookAgain(Box::new(base))
+    } else {
+        Reuse::Nothing
+    }
+}
+
+/// Puts plan and catalog together.
+pub(crate) async fn resolved_with(
+    target: PlanTarget,
+    planned: Arc<PlannedChunks>,
+    catalog: Arc<TableCatalog>,
+) -> Result<Resolved, String> {
+    let (of_plan, of_catalog) = (Arc::clone(&planned), Arc::clone(&catalog));
+    let (wants, missing) =
+        tokio::task::spawn_blocking(move || find_chunks(&of_plan, &of_catalog))
+            .await
+            .map_err(|panic| format!("the plan cannot be matched with the files: {panic}"))?;
+    let known: HashSet<&ObjectIdentity> = catalog.files.iter().map(|file| &file.identity).collect();
+    let differs = planned.files.iter().any(|file| !known.contains(file));
+    let catalog = Some(Arc::clone(&catalog));
+    Ok(Resolved { target, planned, catalog, wants: Arc::new(wants), missing, differs })
+}
+
+/// Finds each planned chunk in the catalog.
+///
+/// A file that was overwritten since the plan was made is followed by its path, as long as it still
+/// has that row group and column: the plan's intent was the place, not the bytes. Chunks that the
+/// files do not have are counted, with one reason.
+pub(crate) fn find_chunks(
+    planned: &PlannedChunks,
+    catalog: &TableCatalog,
+) -> (Vec<Want>, Option<(u64, String)>) {
+    let by_path: HashMap<(&str, &str), usize> = catalog
+        .files
+        .iter()
+        .enumerate()
+        .map(|(at, file)| ((file.identity.store.as_str(), file.identity.path.as_str()), at))
+        .collect();
+    let files: Vec<Option<(u32, Arc<[u8]>)>> = planned
+        .files
+        .iter()
+        .map(|file| {
+            let at = *by_path.get(&(file.store.as_str(), file.path.as_str()))?;
+            Some((at as u32, Arc::from(catalog.files[at].identity.to_key())))
+        })
+        .collect();
+    // Estimates only: a layout that cannot be expanded is the coordinator's to report.
+    let estimates: HashMap<(ChunkRef, Form), (u64, u64)> = stoa_layout::wanted(catalog)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|wanted| ((wanted.chunk, wanted.form), (wanted.bytes, wanted.compressed_bytes)))
+        .collect();
+    let mut wants = Vec::with_capacity(planned.chunks.len());
+    let mut missing: Option<(u64, String)> = None;
+    let mut miss = |reason: String| missing.get_or_insert((0, reason)).0 += 1;
+    for (file, row_group, column, form) in &planned.chunks {
+        let Some(Some((at, key))) = files.get(*file as usize) else {
+            miss(match planned.files.get(*file as usize) {
+                Some(file) => format!("{} is not among the table's files", file.url()),
+                None => format!("the plan has no file {file}"),
+            });
+            continue;
+        };
+        let ranges = match catalog.files[*at as usize].chunk_ranges(*row_group, *column) {
+            Ok(ranges) => ranges,
+            Err(error) => {
+                miss(error.to_string());
+                continue;
+            }
+        };
+        let chunk = ChunkRef { file: *at, row_group: *row_group, column: *column };
+        let compressed: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        let (bytes, compressed_bytes) = estimates
+            .get(&(chunk, *form))
+            .copied()
+            .unwrap_or_else(|| (guess(catalog, chunk, *form, compressed), compressed));
+        wants.push(Want {
+            key: ChunkKey { file: Arc::clone(key), row_group: *row_group, column: *column },
+            table: 0,
+            also: vec![],
+            file: *at,
+            form: *form,
+            bytes,
+            compressed_bytes,
+        });
+    }
+    (wants, missing)
+}
+
+/// A chunk's size where the layout gives no estimate.
+fn guess(catalog: &TableCatalog, chunk: ChunkRef, form: Form, compressed: u64) -> u64 {
+    if form == Form::Parquet {
+        return compressed;
+    }
+    let file = &catalog.files[chunk.file as usize];
+    let group = file.metadata.row_group(chunk.row_group as usize);
+    let leaves = file.root(chunk.column).map_or(0..0, |root| root.leaf_range());
+    let plain: i64 = leaves.map(|leaf| group.column(leaf).uncompressed_size()).sum();
+    // Dictionaries unfold; twice the pages is the usual order.
+    u64::try_from(plain).unwrap_or(0).saturating_mul(2).max(compressed)
+}
+
+/// Whether a table's new catalog is published before its chunks are loaded, rather than with the
+/// last of them.
+///
+/// A reader follows the catalog, so a new version of other files must not be shown before its
+/// chunks are there: until then the old one is read from memory. But where there is no old one, or
+/// where its files were overwritten and can no longer be read, the new one is better at once.
+pub(crate) fn shows_at_once(published: Option<&TableCatalog>, next: &TableCatalog) -> bool {
+    let Some(published) = published else { return true };
+    if published.version == next.version {
+        return true;
+    }
+    let next_files: HashMap<(&str, &str), &ObjectIdentity> = next
+        .files
+        .iter()
+        .map(|file| {
+            ((file.identity.store.as_str(), file.identity.path.as_str()), &file.identity)
+        })
+        .collect();
+    published.files.iter().any(|file| {
+        next_files
+            .get(&(file.identity.store.as_str(), file.identity.path.as_str()))
+            .is_some_and(|identity| **identity != file.identity)
+    })
+}

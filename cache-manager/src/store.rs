@@ -1,0 +1,423 @@
+//! The worker's side of the shared memory: what is held, the segment being filled, publication.
+//!
+//! Everything here blocks (it writes memory and asks the kernel), so the async side calls it from
+//! blocking tasks. One lock around it makes publications follow each other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use stoa_shm::{
+    CacheWriter, CatalogLocation, ChunkKey, ChunkLocation, IndexContents, MemoryReport, Recovery,
+    SealedSegment, SegmentId, SegmentWriter, VerifyReport,
+};
+
+use crate::decode::EncodedChunk;
+use crate::diff::{ENTRY_OVERHEAD_BYTES, form_tag};
+
+/// A segment is sealed when it is this old, so that a slow load that crashes has something to show.
+const SEGMENT_AGE_MAX: Duration = Duration::from_secs(5);
+/// Share of dead bytes from which a segment is copied together.
+const DEAD_SHARE_MAX: f64 = 0.15;
+/// The same when memory is short.
+const DEAD_SHARE_MAX_WHEN_SHORT: f64 = 0.02;
+/// The most segments that one call compacts, so that the lock is not held for long.
+const COMPACTIONS_MAX: usize = 16;
+
+/// What became of a chunk that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// It lies in a segment, sealed or about to be.
+    Yes,
+    /// There is no room for its bytes.
+    NoRoom,
+}
+
+/// Limits that the settings give.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) capacity_bytes: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) headroom_bytes: u64,
+}
+
+struct Open {
+    writer: SegmentWriter,
+    since: Instant,
+}
+
+/// The cache directory as its worker knows it.
+pub(crate) struct Store {
+    writer: CacheWriter,
+    limits: Limits,
+    /// Chunks in sealed segments: published, or to be published next.
+    held: HashMap<ChunkKey, ChunkLocation>,
+    catalogs: BTreeMap<String, CatalogLocation>,
+    open: Option<Open>,
+    /// Chunks sealed since the last publication.
+    fresh: Vec<(ChunkKey, u64)>,
+    /// Whether `held` or `catalogs` differ from what is published.
+    dirty: bool,
+    pinned: bool,
+    pin_problem: Option<String>,
+}
+
+/// What one publication did.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
+    /// The chunks that it made visible, with their bytes.
+    pub(crate) fresh: Vec<(ChunkKey, u64)>,
+    pub(crate) memory: MemoryReport,
+    pub(crate) generation: u64,
+    /// Chunks that are published.
+    pub(crate) chunks: u64,
+    pub(crate) took: Duration,
+}
+
+impl Store {
+    pub(crate) fn new(writer: CacheWriter, recovery: Recovery, limits: Limits) -> Store {
+        Store {
+            writer,
+            limits,
+            dirty: !recovery.adopted.is_empty() || !recovery.dropped.is_empty(),
+            held: recovery.chunks,
+            catalogs: recovery.catalogs.into_iter().collect(),
+            open: None,
+            fresh: Vec::new(),
+            pinned: false,
+            pin_problem: None,
+        }
+    }
+
+    pub(crate) fn held(&self) -> &HashMap<ChunkKey, ChunkLocation> {
+        &self.held
+    }
+
+    pub(crate) fn catalogs(&self) -> &BTreeMap<String, CatalogLocation> {
+        &self.catalogs
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.writer.generation()
+    }
+
+    pub(crate) fn memory(&self) -> stoa_shm::Result<MemoryReport> {
+        self.writer.memory()
+    }
+
+    /// Bytes that may be held in all, as far as the tmpfs and the control group have them too.
+    pub(crate) fn capacity(&self, memory: &MemoryReport) -> stoa_shm::Result<u64> {
+        let space = self.writer.dir().space()?;
+        let physical = memory.total_bytes().saturating_add(space.available_bytes);
+        Ok(self.limits.capacity_bytes.min(physical))
+    }
+
+    /// Bytes that may still be written.
+    fn room(&self) -> stoa_shm::Result<u64> {
+        let memory = self.writer.memory()?;
+        Ok(self.capacity(&memory)?.saturating_sub(memory.total_bytes()))
+    }
+
+    /// Appends a chunk to the open segment, or to a new one; `expected_bytes` is what is still to
+    /// come, this chunk included.
+    pub(crate) fn append(
+        &mut self,
+        key: &ChunkKey,
+        chunk: &EncodedChunk,
+        expected_bytes: u64,
+    ) -> stoa_shm::Result<Stored> {
+        let bytes = chunk.bytes();
+        if let Some(open) = &self.open
+            && (open.writer.remaining() < bytes || open.since.elapsed() > SEGMENT_AGE_MAX)
+        {
+            self.seal()?;
+        }
+        if self.open.is_none() {
+            let Some(writer) = self.begin(bytes, expected_bytes)? else {
+                return Ok(Stored::NoRoom);
+            };
+            self.open = Some(Open { writer, since: Instant::now() });
+        }
+        let open = self.open.as_mut().expect("a segment was begun above");
+        let parts: Vec<&[u8]> = chunk.parts.iter().map(|part| part.as_ref()).collect();
+        match open.writer.append_parts(key, form_tag(chunk.form), chunk.rows, &parts) {
+            Ok(_) => Ok(Stored::Yes),
+            Err(error) => {
+                // What was appended before is whole: keep it.
+                self.seal()?;
+                match error {
+                    stoa_shm::Error::NoSpace { .. } | stoa_shm::Error::SegmentFull { .. } => {
+                        Ok(Stored::NoRoom)
+                    }
+                    error => Err(error),
+                }
+            }
+        }
+    }
+
+    /// A new segment with room for `bytes`; `None` if there is none to be had.
+    fn begin(&self, bytes: u64, expected_bytes: u64) -> stoa_shm::Result<Option<SegmentWriter>> {
+        let needed = bytes.next_multiple_of(stoa_shm::CHUNK_ALIGN);
+        // Half of the head-room stays: the other half is for the next index and this footer.
+        let room = self.room()?.saturating_sub(self.limits.headroom_bytes / 2);
+        if needed + ENTRY_OVERHEAD_BYTES > room {
+            return Ok(None);
+        }
+        let mut capacity = self
+            .limits
+            .segment_bytes
+            .min(expected_bytes.next_multiple_of(stoa_shm::CHUNK_ALIGN))
+            .min(room - ENTRY_OVERHEAD_BYTES)
+            .max(needed);
+        loop {
+            match self.writer.new_segment(capacity) {
+                Ok(segment) => return Ok(Some(segment)),
+                Err(stoa_shm::Error::NoSpace { .. }) if capacity > needed => {
+                    capacity = (capacity / 2).next_multiple_of(stoa_shm::CHUNK_ALIGN).max(needed);
+                }
+                Err(error @ stoa_shm::Error::NoSpace { .. }) => {
+                    tracing::warn!(%error, "the cache directory is full before cache.size is reached");
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Seals the open segment, if it holds anything.
+    pub(crate) fn seal(&mut self) -> stoa_shm::Result<()> {
+        if let Some(open) = self.open.take()
+            && !open.writer.is_empty()
+        {
+            let sealed = open.writer.seal()?;
+            self.adopt(sealed);
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, sealed: SealedSegment) {
+        for (key, location) in sealed.chunks {
+            self.fresh.push((key.clone(), location.length));
+            self.held.insert(key, location);
+        }
+        self.catalogs.extend(sealed.catalogs);
+        self.dirty = true;
+    }
+
+    /// Whether chunks were sealed that no publication has shown yet.
+    pub(crate) fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
+    /// Writes a catalog into a segment of its own, to be shown by the next publication. `false`
+    /// without room.
+    pub(crate) fn write_catalog(&mut self, name: &str, bytes: &[u8]) -> stoa_shm::Result<bool> {
+        // Catalogs may use the head-room: without one the chunks are of no use.
+        let capacity = (bytes.len() as u64).next_multiple_of(stoa_shm::CHUNK_ALIGN);
+        if capacity > self.room()? {
+            return Ok(false);
+        }
+        let mut segment = match self.writer.new_segment(capacity) {
+            Ok(segment) => segment,
+            Err(stoa_shm::Error::NoSpace { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        segment.append_catalog(name, bytes)?;
+        let sealed = segment.seal()?;
+        self.adopt(sealed);
+        Ok(true)
+    }
+
+    /// The bytes of a published or sealed catalog, if they are still what they were.
+    pub(crate) fn read_catalog(&self, name: &str) -> Option<stoa_shm::ChunkBytes> {
+        let location = self.catalogs.get(name)?;
+        let as_chunk = ChunkLocation {
+            segment: location.segment,
+            offset: location.offset,
+            length: location.length,
+            form: 0,
+            checksum: location.checksum,
+            rows: 0,
+        };
+        match self.writer.read(&as_chunk) {
+            Ok(bytes) => Some(bytes),
+            Err(miss) => {
+                tracing::warn!(catalog = name, %miss, "the published catalog cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Forgets chunks: the next publication is without them.
+    pub(crate) fn drop_chunks<'a>(&mut self, keys: impl IntoIterator<Item = &'a ChunkKey>) {
+        for key in keys {
+            self.dirty |= self.held.remove(key).is_some();
+        }
+    }
+
+    /// Forgets a catalog.
+    pub(crate) fn drop_catalog(&mut self, name: &str) {
+        self.dirty |= self.catalogs.remove(name).is_some();
+    }
+
+    /// Makes a new generation of everything held, if anything has changed, and frees what is no
+    /// longer named and no longer read.
+    pub(crate) fn publish(&mut self) -> stoa_shm::Result<Published> {
+        let started = Instant::now();
+        let memory = self.commit()?;
+        Ok(Published {
+            fresh: std::mem::take(&mut self.fresh),
+            memory,
+            generation: self.writer.generation(),
+            chunks: self.held.len() as u64,
+            took: started.elapsed(),
+        })
+    }
+
+    /// [`Store::publish`] without telling which chunks became visible: a later one does.
+    fn commit(&mut self) -> stoa_shm::Result<MemoryReport> {
+        if self.dirty {
+            let contents = IndexContents {
+                chunks: self.held.iter().map(|(key, at)| (key.clone(), *at)).collect(),
+                catalogs: self.catalogs.iter().map(|(name, at)| (name.clone(), *at)).collect(),
+            };
+            self.writer.publish(contents)?;
+            self.dirty = false;
+            if self.pinned {
+                self.lock_memory();
+            }
+        }
+        self.writer.reclaim()
+    }
+
+    /// Gives up segments that were sealed and are wanted no more. Between loads only.
+    pub(crate) fn tidy(&mut self) -> stoa_shm::Result<MemoryReport> {
+        if self.open.is_none() && !self.dirty {
+            self.writer.discard_unpublished();
+        }
+        self.writer.reclaim()
+    }
+
+    /// Copies the live chunks out of segments with too many dead bytes, as far as there is room,
+    /// and publishes. Returns how many segments that were.
+    pub(crate) fn compact(&mut self, short: bool) -> stoa_shm::Result<usize> {
+        let share = if short { DEAD_SHARE_MAX_WHEN_SHORT } else { DEAD_SHARE_MAX };
+        if self.dirty || self.open.is_some() {
+            self.seal()?;
+            self.commit()?;
+        }
+        let mut candidates = self.writer.compaction(share);
+        // The most is won where least has to be copied.
+        candidates.sort_by_key(|segment| segment.file_bytes.saturating_sub(segment.dead_bytes));
+        let mut compacted = 0;
+        for candidate in candidates.into_iter().take(COMPACTIONS_MAX) {
+            let live: u64 = candidate
+                .chunks
+                .iter()
+                .map(|(_, at)| at.length)
+                .chain(candidate.catalogs.iter().map(|(_, at)| at.length))
+                .map(|length| length.next_multiple_of(stoa_shm::CHUNK_ALIGN))
+                .sum();
+            if live == 0 || live > self.room()? {
+                continue;
+            }
+            let mut segment = match self.writer.new_segment(live) {
+                Ok(segment) => segment,
+                Err(stoa_shm::Error::NoSpace { .. }) => break,
+                Err(error) => return Err(error),
+            };
+            let mut damaged = Vec::new();
+            for (key, location) in &candidate.chunks {
+                match self.writer.read(location) {
+                    Ok(bytes) => {
+                        segment.append(key, location.form, location.rows, &bytes)?;
+                    }
+                    Err(miss) => {
+                        tracing::warn!(chunk = %key.readable(), %miss, "dropped while compacting");
+                        damaged.push(key.clone());
+                    }
+                }
+            }
+            for (name, _) in &candidate.catalogs {
+                if let Some(bytes) = self.read_catalog(name) {
+                    segment.append_catalog(name, &bytes)?;
+                }
+            }
+            self.drop_chunks(&damaged);
+            if !segment.is_empty() {
+                let sealed = segment.seal()?;
+                let fresh = self.fresh.len();
+                self.adopt(sealed);
+                // Moved, not new.
+                self.fresh.truncate(fresh);
+            }
+            // One at a time: the room for the next is what this one frees.
+            self.commit()?;
+            compacted += 1;
+        }
+        Ok(compacted)
+    }
+
+    /// Frees what readers have let go.
+    pub(crate) fn reclaim(&mut self) -> stoa_shm::Result<MemoryReport> {
+        self.writer.reclaim()
+    }
+
+    /// Hashes everything published; what is damaged is dropped from the next publication.
+    pub(crate) fn verify(&mut self) -> VerifyReport {
+        let report = self.writer.verify();
+        self.distrust(&report);
+        report
+    }
+
+    /// [`Store::verify`] for some segments, so that the lock is not held for long.
+    pub(crate) fn verify_segments(&mut self, segments: &[SegmentId]) -> VerifyReport {
+        let report = self.writer.verify_segments(segments);
+        self.distrust(&report);
+        report
+    }
+
+    /// The published segments.
+    pub(crate) fn segments(&self) -> Vec<SegmentId> {
+        self.writer.live_segments()
+    }
+
+    fn distrust(&mut self, report: &VerifyReport) {
+        self.drop_chunks(report.bad_chunks.iter().map(|(key, _)| key));
+        for (name, _) in &report.bad_catalogs {
+            self.drop_catalog(name);
+        }
+        self.dirty |= report.index_problem.is_some();
+    }
+
+    /// Locks what is published, now and from now on, or lets go. Returns the locked bytes.
+    pub(crate) fn set_pinned(&mut self, pinned: bool) -> u64 {
+        self.pinned = pinned;
+        self.pin_problem = None;
+        if pinned {
+            return self.lock_memory();
+        }
+        self.writer.unpin();
+        0
+    }
+
+    fn lock_memory(&mut self) -> u64 {
+        match self.writer.pin() {
+            Ok(bytes) => {
+                self.pin_problem = None;
+                bytes
+            }
+            Err(error) => {
+                self.pin_problem = Some(error.to_string());
+                0
+            }
+        }
+    }
+
+    pub(crate) fn pinned(&self) -> bool {
+        self.pinned
+    }
+
+    pub(crate) fn pin_problem(&self) -> Option<&str> {
+        self.pin_problem.as_deref()
+    }
+}

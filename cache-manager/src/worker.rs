@@ -1,0 +1,323 @@
+//! Starting a worker, and the handle of one that runs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use stoa_control::{Health, MetricsRegistry, Server, Services, serve_grpc, serve_http, worker_metrics};
+use stoa_metastore::{
+    Records, TableState, WorkerAddresses, WorkerPhase, WorkerRecord, WorkerState, keys,
+    split_table_version,
+};
+use stoa_origin::Origin;
+use stoa_shm::counters::AccessCounters;
+use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::registration;
+use crate::resolve::Sources;
+use crate::service::WorkerControl;
+use crate::settings::WorkerSettings;
+use crate::shared::Shared;
+use crate::store::{Limits, Store};
+
+/// Commands that may wait for the engine.
+const COMMANDS_MAX: usize = 16;
+
+/// A worker: owns one cache directory and fills it by its part of the plans.
+#[derive(Debug)]
+pub struct Worker;
+
+impl Worker {
+    /// Takes the cache directory over with all that is intact in it, registers, and follows the
+    /// plans in a task of its own until the handle is shut down or dropped.
+    ///
+    /// The metastore need not answer: what is held is served, and plans are followed once it does.
+    ///
+    /// # Errors
+    /// [`Error::Setting`]; [`Error::Cache`] for a directory that is not safe or has another worker;
+    /// [`Error::Control`] for an address that cannot be served.
+    pub async fn start(
+        settings: WorkerSettings,
+        records: Records,
+        origin: Origin,
+    ) -> Result<WorkerHandle> {
+        settings.validate()?;
+        let (store, notes) = open(&settings).await?;
+        let shared = Arc::new(Shared::new(settings.clone(), store));
+        for (name, text) in notes {
+            shared.problem(name, Some(text));
+        }
+        let (stop, stopped) = watch::channel(false);
+        let (commands, received) = mpsc::channel(COMMANDS_MAX);
+        let control = WorkerControl::new(Arc::clone(&shared), records.clone(), commands);
+        let metrics = metrics(&shared, &control, &origin);
+        let (grpc, http) = serve(&settings, &control, &metrics).await?;
+
+        let plans = records.follow(keys::CACHE_VERSION_PREFIX);
+        let events = Events {
+            worker: settings.id.clone(),
+            stop: stopped.clone(),
+            commands: received,
+            health: plans.health(),
+            plans,
+            pins: records.follow(keys::PIN_PREFIX),
+            jobs: JoinSet::new(),
+        };
+        let sources = Sources {
+            records: records.clone(),
+            origin,
+            worker: settings.id.clone(),
+            snapshot_only: settings.freshness.is_none(),
+        };
+        let record = WorkerRecord {
+            id: settings.id.clone(),
+            host: settings.host.clone(),
+            addresses: WorkerAddresses {
+                control: grpc.as_ref().map(|server| server.address().to_string()),
+                http: http.as_ref().map(|server| server.address().to_string()),
+            },
+            capacity_bytes: settings.capacity_bytes,
+            formats: vec!["arrow".into(), "parquet".into()],
+            started_unix_ms: shared.started_unix_ms,
+            incarnation: shared.incarnation.clone(),
+        };
+        let engine = Engine::new(Arc::clone(&shared), sources, events);
+        // Should the engine end for any other reason, the registration must not outlive it.
+        let ended = StopWhenDropped(stop.clone());
+        let tasks = vec![
+            tokio::spawn(async move {
+                let _ended = ended;
+                engine.run().await;
+            }),
+            tokio::spawn(registration::run(Arc::clone(&shared), records, record, stopped)),
+        ];
+        Ok(WorkerHandle { shared, control, metrics, stop, tasks, grpc, http })
+    }
+}
+
+struct StopWhenDropped(watch::Sender<bool>);
+
+impl Drop for StopWhenDropped {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// Opens the directory; returns also what an operator should know about it.
+async fn open(settings: &WorkerSettings) -> Result<(Store, Vec<(&'static str, String)>)> {
+    let settings = settings.clone();
+    let opened = tokio::task::spawn_blocking(move || -> Result<_> {
+        let options = CacheDirOptions {
+            allow_non_tmpfs: settings.allow_non_tmpfs,
+            group_access: settings.group_access,
+        };
+        let dir = CacheDir::create(&settings.cache_dir, options)?;
+        let mut notes = Vec::new();
+        let (writer, recovery) = CacheWriter::open(dir)?;
+        if let Err(error) = AccessCounters::create(writer.dir()) {
+            notes.push(("counters", format!("accesses are not counted: {error}")));
+        }
+        let space = writer.dir().space()?;
+        let memory = writer.memory()?;
+        let there = space.available_bytes.saturating_add(memory.total_bytes());
+        if there < settings.capacity_bytes {
+            notes.push((
+                "capacity",
+                format!(
+                    "cache.size is {} bytes, but {} leaves only {there}; what fits is loaded",
+                    settings.capacity_bytes, space.limit
+                ),
+            ));
+        }
+        if !recovery.dropped.is_empty() {
+            let first = &recovery.dropped[0];
+            tracing::warn!(
+                count = recovery.dropped.len(),
+                first = first.what,
+                reason = first.reason,
+                "damaged parts of the cache are loaded again"
+            );
+        }
+        tracing::info!(
+            dir = %settings.cache_dir.display(),
+            chunks = recovery.chunks.len(),
+            adopted = recovery.adopted.len(),
+            generation = writer.generation(),
+            "cache directory taken over"
+        );
+        let limits = Limits {
+            capacity_bytes: settings.capacity_bytes,
+            segment_bytes: settings.segment_bytes(),
+            headroom_bytes: settings.headroom_bytes(),
+        };
+        Ok((Store::new(writer, recovery, limits), notes))
+    })
+    .await;
+    opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+fn metrics(shared: &Arc<Shared>, control: &WorkerControl, origin: &Origin) -> MetricsRegistry {
+    let registry = MetricsRegistry::new("worker");
+    let control = control.clone();
+    registry.observe(move || worker_metrics(&control.status_now()));
+    let (shared, origin) = (Arc::clone(shared), origin.clone());
+    registry.observe(move || shared.counters.metrics(&origin.counters()));
+    registry
+}
+
+async fn serve(
+    settings: &WorkerSettings,
+    control: &WorkerControl,
+    metrics: &MetricsRegistry,
+) -> Result<(Option<Server>, Option<Server>)> {
+    let grpc = match &settings.control {
+        Some(listen) => {
+            let services = Services::new().worker(Arc::new(control.clone()));
+            Some(serve_grpc(listen, services).await?)
+        }
+        None => None,
+    };
+    let http = match &settings.http {
+        Some(listen) => {
+            let control = control.clone();
+            let health = move || {
+                let status = control.status_now();
+                if status.state == WorkerPhase::Degraded.to_string() || !status.problems.is_empty() {
+                    Health::Degraded(status.problems.join("; "))
+                } else {
+                    Health::Healthy
+                }
+            };
+            Some(serve_http(listen, metrics.clone(), health).await?)
+        }
+        None => None,
+    };
+    Ok((grpc, http))
+}
+
+/// A running worker. Dropping it stops the worker without waiting; the cache stays for its
+/// readers and for the next worker of the directory.
+pub struct WorkerHandle {
+    shared: Arc<Shared>,
+    control: WorkerControl,
+    metrics: MetricsRegistry,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    grpc: Option<Server>,
+    http: Option<Server>,
+}
+
+impl WorkerHandle {
+    /// What the worker does and holds.
+    pub fn state(&self) -> WorkerState {
+        self.shared.state.borrow().clone()
+    }
+
+    /// Follows the state: every change of progress can be waited for.
+    pub fn subscribe(&self) -> watch::Receiver<WorkerState> {
+        self.shared.state.subscribe()
+    }
+
+    /// The worker's answers to control requests, for a process that embeds it.
+    pub fn control(&self) -> &WorkerControl {
+        &self.control
+    }
+
+    /// What the worker's `/metrics` shows.
+    pub fn metrics(&self) -> &MetricsRegistry {
+        &self.metrics
+    }
+
+    /// Where control is served, if it is.
+    pub fn control_address(&self) -> Option<SocketAddr> {
+        self.grpc.as_ref().map(Server::address)
+    }
+
+    /// Where metrics and health are served, if they are.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(Server::address)
+    }
+
+    /// Waits until a plan of this version, or of a later one, is published as far as it can be,
+    /// and says how far that is: chunks may be left out for want of room or because they cannot be
+    /// had. Waits as long as it takes; put a deadline around it.
+    ///
+    /// # Errors
+    /// [`Error::Table`] for text that is no table and version; [`Error::Stopped`].
+    pub async fn wait_ready(&self, table_version: &str) -> Result<TableState> {
+        let (table, version) = split_table_version(table_version).map_err(|error| Error::Table {
+            table: table_version.to_owned(),
+            reason: error.to_string(),
+        })?;
+        let mut states = self.subscribe();
+        let settled = |state: &WorkerState| {
+            let busy = state.state == WorkerPhase::Loading;
+            state.tables.get(table).is_some_and(|table| is_settled(table, version, busy))
+        };
+        tokio::select! {
+            state = states.wait_for(settled) => match state {
+                Ok(state) => Ok(state.tables[table].clone()),
+                Err(_) => Err(self.stopped()),
+            },
+            // The engine holds no end of the channel: it may stop while somebody waits.
+            () = self.ended() => Err(self.stopped()),
+        }
+    }
+
+    async fn ended(&self) {
+        while !self.tasks.iter().any(JoinHandle::is_finished) {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
+    fn stopped(&self) -> Error {
+        Error::Stopped { id: self.shared.settings.id.clone() }
+    }
+
+    /// Stops the worker in order: nothing is lost that was stored, the registration ends at once,
+    /// and the directory is free for the next worker when this returns.
+    pub async fn shutdown(mut self) {
+        self.stop.send_replace(true);
+        for task in std::mem::take(&mut self.tasks) {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(%error, "a task of the worker panicked");
+            }
+        }
+        for server in [self.grpc.take(), self.http.take()].into_iter().flatten() {
+            server.shutdown().await;
+        }
+    }
+}
+
+impl std::fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerHandle")
+            .field("id", &self.shared.settings.id)
+            .field("cache_dir", &self.shared.settings.cache_dir)
+            .field("control", &self.control_address())
+            .field("http", &self.http_address())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
+
+/// Whether a table has got as far as it can with that version. While the worker is `busy`, what
+/// was left out may still come.
+fn is_settled(table: &TableState, version: u64, busy: bool) -> bool {
+    let reached = table.target.is_some_and(|target| target.version >= version);
+    let complete = table.current.is_some() && table.current == table.target;
+    let partial = table.left_out.chunks > 0
+        && table.chunks_done + table.left_out.chunks >= table.chunks_total;
+    reached && (complete || partial && !busy)
+}

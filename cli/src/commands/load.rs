@@ -1,0 +1,190 @@
+//! `stoa load` and `stoa unload`.
+
+use std::time::Duration;
+
+use serde_json::json;
+use stoa_layout::TableVersion;
+use stoa_metastore::Records;
+use tokio::time::Instant;
+
+use super::print_json;
+use super::wait::{Loaded, wait_all};
+use crate::args::{LoadArgs, UnloadArgs};
+use crate::config::format_bytes;
+use crate::context::{Context, Target, unknown_table};
+use crate::error::{Error, Result};
+use crate::progress::spinner;
+
+/// Asks for versions to be loaded, and waits for them.
+///
+/// With etcd, coordinator and workers do the work. Without, this process does, and leaves the
+/// cache behind for the next.
+pub async fn load(args: LoadArgs, context: &Context) -> Result<()> {
+    let targets = args
+        .tables
+        .iter()
+        .map(|text| Target::parse(text))
+        .collect::<Result<Vec<_>>>()?;
+    if !context.is_embedded() {
+        let records = context.records().await?;
+        return load_all(&targets, &args, &records).await;
+    }
+    if args.no_wait {
+        return Err(Error::Usage(
+            "`--no-wait` needs somebody who loads meanwhile: a cluster (--etcd); embedded, this \
+             process loads, so leave it out"
+                .into(),
+        ));
+    }
+    let embedded = context.embedded_owner().await?;
+    let result = match embedded.records() {
+        Some(records) => load_all(&targets, &args, records).await,
+        None => Ok(()),
+    };
+    embedded.shutdown().await;
+    result
+}
+
+async fn load_all(targets: &[Target], args: &LoadArgs, records: &Records) -> Result<()> {
+    let mut versions = Vec::new();
+    for target in targets {
+        versions.push(target.resolve(records).await?);
+    }
+    let since = records.identity().await?.revision;
+    for version in &versions {
+        request(records, version).await?;
+    }
+    if args.no_wait {
+        for version in &versions {
+            eprintln!("{version} is requested; `stoa status` shows how far it is");
+        }
+        return Ok(());
+    }
+    let started = Instant::now();
+    let all = wait_all(records, &versions, since, args.timeout).await?;
+    for loaded in all.iter().filter(|_| !args.json) {
+        say_loaded(loaded, started.elapsed());
+    }
+    if args.json {
+        print_json(&json!({
+            "tables": all.iter().map(|loaded| json!({
+                "table_version": loaded.table_version,
+                "chunks": loaded.chunks,
+                "bytes": loaded.bytes,
+                "kept_chunks": loaded.kept_chunks,
+                "fetched_chunks": loaded.fetched_chunks,
+                "left_out": loaded.left_out,
+            })).collect::<Vec<_>>(),
+            "seconds": started.elapsed().as_secs_f64(),
+        }));
+    }
+    Ok(())
+}
+
+/// Asks for a version; asking again for the version in force is a success, so that scripts can be
+/// repeated.
+pub(super) async fn request(records: &Records, version: &TableVersion) -> Result<()> {
+    match records.request_load(&version.to_string()).await {
+        Err(stoa_metastore::Error::StaleVersion { current, given, .. }) if current == given => {
+            Ok(())
+        }
+        Err(stoa_metastore::Error::UnknownLayout { known, .. }) if known.is_empty() => {
+            Err(unknown_table(records, &version.table).await)
+        }
+        other => {
+            other?;
+            Ok(())
+        }
+    }
+}
+
+fn say_loaded(loaded: &Loaded, took: Duration) {
+    eprintln!(
+        "{} is loaded: {} chunks, {} ({} fetched, {} kept) in {:.1} s",
+        loaded.table_version,
+        loaded.chunks,
+        format_bytes(loaded.bytes),
+        loaded.fetched_chunks,
+        loaded.kept_chunks,
+        took.as_secs_f64()
+    );
+    for reason in &loaded.left_out {
+        eprintln!("warning: {reason}");
+    }
+}
+
+/// Asks for tables to be dropped from memory, and waits until they are.
+pub async fn unload(args: UnloadArgs, context: &Context) -> Result<()> {
+    let tables = args
+        .tables
+        .iter()
+        .map(|text| Ok(Target::parse(text)?.table().clone()))
+        .collect::<Result<Vec<_>>>()?;
+    let embedded = match context.is_embedded() {
+        true => Some(context.embedded_owner().await?),
+        false => None,
+    };
+    let records = match embedded.as_ref().and_then(|embedded| embedded.records()) {
+        Some(records) => records.clone(),
+        None => context.records().await?,
+    };
+    let mut result = Ok(());
+    for table in &tables {
+        result = unload_one(&records, &table.to_string(), &args).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    if let Some(embedded) = embedded {
+        embedded.shutdown().await;
+    }
+    result
+}
+
+async fn unload_one(records: &Records, table: &str, args: &UnloadArgs) -> Result<()> {
+    if records.request_unload(table).await?.is_none() {
+        eprintln!("{table} was never loaded");
+        return Ok(());
+    }
+    if args.no_wait {
+        return Ok(());
+    }
+    let deadline = Instant::now() + args.timeout;
+    let spinner = spinner(format!("{table} leaves the cache"));
+    let result = loop {
+        let dropped = records
+            .cache_version(table)
+            .await?
+            .is_none_or(|plan| plan.unloaded);
+        let holders: Vec<String> = records
+            .states()
+            .await?
+            .into_iter()
+            .filter(|state| {
+                state
+                    .tables
+                    .get(table)
+                    .is_some_and(|table| table.held_bytes > 0)
+            })
+            .map(|state| state.id)
+            .collect();
+        if dropped && holders.is_empty() {
+            break Ok(());
+        }
+        if Instant::now() >= deadline {
+            break Err(Error::NotReady(match dropped {
+                false => format!("{table} is still planned; is `stoa coordinator` running?"),
+                true => format!("{table} is still held by {}", holders.join(", ")),
+            }));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            _ = tokio::signal::ctrl_c() => break Err(Error::Interrupted),
+        }
+    };
+    spinner.finish_and_clear();
+    if result.is_ok() {
+        eprintln!("{table} is unloaded; memory that queries still read is freed when they end");
+    }
+    result
+}

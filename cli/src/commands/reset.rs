@@ -1,0 +1,81 @@
+//! `stoa reset`: forget what was published and loaded.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use stoa_metastore::keys;
+use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter, IndexContents};
+
+use crate::args::ResetArgs;
+use crate::context::Context;
+use crate::error::{Error, Result};
+
+/// Deletes the records; with `--files`, empties this machine's cache directory too.
+pub async fn reset(args: ResetArgs, context: &Context) -> Result<()> {
+    let location = &context.config.cache.location;
+    if !args.yes {
+        let files = match args.files {
+            true => format!(", and the cache in {}", location.display()),
+            false => String::new(),
+        };
+        confirm(&format!(
+            "This forgets all layouts, plans and requests of {}{files}.",
+            context.metastore_name()
+        ))?;
+    }
+    let records = context.records().await?;
+    let live = records.workers().await?;
+    if !live.is_empty() {
+        let ids: Vec<&str> = live.iter().map(|worker| worker.id.as_str()).collect();
+        eprintln!(
+            "warning: workers are running and will publish their state again: {}",
+            ids.join(", ")
+        );
+    }
+    let deleted = records.reset(keys::ALL_PREFIXES).await?;
+    eprintln!(
+        "{deleted} keys are deleted from {}",
+        context.metastore_name()
+    );
+    if args.files {
+        if !location.exists() {
+            eprintln!("there is no cache at {}", location.display());
+            return Ok(());
+        }
+        // The writer's lock keeps a running worker's cache from being pulled away under it, and
+        // its own way of retiring segments leaves what readers hold mapped alone.
+        let directory = CacheDir::open(location, CacheDirOptions::default())?;
+        let (mut writer, _) = CacheWriter::open(directory)?;
+        writer.publish(IndexContents::default())?;
+        writer.discard_unpublished();
+        let report = writer.reclaim()?;
+        eprintln!(
+            "the cache in {} is empty{}",
+            location.display(),
+            match report.retained_bytes {
+                0 => String::new(),
+                bytes => format!(
+                    "; {} are freed when the queries that read them end",
+                    crate::config::format_bytes(bytes)
+                ),
+            }
+        );
+    }
+    Ok(())
+}
+
+fn confirm(what: &str) -> Result<()> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Error::Usage(format!("{what} Give --yes to do it.")));
+    }
+    eprint!("{what} Go on? [y/N] ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|error| Error::while_doing("cannot read the answer", error))?;
+    match answer.trim().to_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Error::Interrupted),
+    }
+}

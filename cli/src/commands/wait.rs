@@ -1,0 +1,451 @@
+//! How far a load is, and waiting for it.
+
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use stoa_layout::TableVersion;
+use stoa_metastore::{CacheVersion, Records, Rejection, WorkerRecord, WorkerState, keys};
+use tokio::time::Instant;
+
+use crate::config::format_bytes;
+use crate::error::{Error, Result};
+use crate::progress::{Unit, bar};
+
+/// How often the records are looked at while waiting.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// How long a plan without parts must stand before it counts as an empty table.
+const EMPTY_PLAN_STANDS: Duration = Duration::from_secs(3);
+
+/// What was loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The version in force, which may be newer than the one waited for.
+    pub table_version: String,
+    /// Chunks in shared memory, over all workers.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Chunks that were there before.
+    pub kept_chunks: u64,
+    /// Chunks that were fetched.
+    pub fetched_chunks: u64,
+    /// What did not fit or could not be had, in words.
+    pub left_out: Vec<String>,
+}
+
+/// How far a load is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoadProgress {
+    /// Nothing moves yet; the text says what is missing.
+    Waiting(String),
+    /// Workers are filling.
+    Loading {
+        /// Bytes published.
+        bytes_done: u64,
+        /// Bytes of the plan, as far as known.
+        bytes_total: u64,
+        /// Chunks published.
+        chunks_done: u64,
+        /// Chunks of the plan.
+        chunks_total: u64,
+        /// What is wrong at the moment, by worker.
+        errors: Vec<String>,
+    },
+    /// The plan has no part for anybody.
+    Empty(Loaded),
+    /// Everything that fits is there.
+    Done(Loaded),
+    /// The coordinator refused the version.
+    Rejected(String),
+}
+
+/// What the records say about a load, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Whether somebody is elected.
+    pub coordinator: bool,
+    /// The plan in force of the table.
+    pub plan: Option<CacheVersion>,
+    /// The live workers.
+    pub workers: Vec<WorkerRecord>,
+    /// What they report.
+    pub states: Vec<WorkerState>,
+    /// Requests that were refused since the load was asked for.
+    pub rejections: Vec<Rejection>,
+}
+
+impl Observed {
+    /// Looks at the records.
+    pub async fn look(records: &Records, table: &str, since_revision: i64) -> Result<Observed> {
+        let mut rejections = records.rejections().await?;
+        rejections.retain(|rejection| rejection.revision > since_revision);
+        Ok(Observed {
+            coordinator: records.store().get(keys::ELECTION).await?.is_some(),
+            plan: records.cache_version(table).await?,
+            workers: records.workers().await?,
+            states: records.states().await?,
+            rejections,
+        })
+    }
+}
+
+/// How far the load of a version is, from what the records say.
+pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
+    let name = wanted.table.to_string();
+    let refused = observed
+        .rejections
+        .iter()
+        .find(|rejection| rejection.request == wanted.to_string());
+    if let Some(rejection) = refused {
+        return LoadProgress::Rejected(rejection.reason.clone());
+    }
+    let plan = observed.plan.as_ref().filter(|plan| {
+        !plan.unloaded
+            && plan
+                .version()
+                .is_ok_and(|version| version >= wanted.version.get())
+    });
+    let Some(plan) = plan else {
+        return LoadProgress::Waiting(if !observed.coordinator {
+            "no coordinator is elected; is `stoa coordinator` running?".into()
+        } else if observed.workers.is_empty() {
+            "no worker is alive; is `stoa worker` running?".into()
+        } else {
+            "waiting for the coordinator's plan".into()
+        });
+    };
+    if plan.parts.is_empty() {
+        return match observed.workers.is_empty() {
+            true => LoadProgress::Waiting("no worker is alive; is `stoa worker` running?".into()),
+            false => LoadProgress::Empty(Loaded {
+                table_version: plan.table_version.clone(),
+                ..Loaded::default()
+            }),
+        };
+    }
+    let mut loaded = Loaded {
+        table_version: plan.table_version.clone(),
+        ..Loaded::default()
+    };
+    let (mut bytes_total, mut chunks_total, mut missing) = (0, 0, Vec::new());
+    let mut errors = Vec::new();
+    for worker in plan.parts.keys() {
+        let state = observed.states.iter().find(|state| state.id == *worker);
+        let table = state.and_then(|state| state.tables.get(&name));
+        let Some(table) = table else {
+            missing.push(worker.clone());
+            continue;
+        };
+        loaded.chunks += table.chunks_done;
+        loaded.bytes += table.bytes_done;
+        loaded.kept_chunks += table.kept_chunks;
+        loaded.fetched_chunks += table.fetched_chunks;
+        bytes_total += table.bytes_total;
+        chunks_total += table.chunks_total;
+        if table.left_out.chunks > 0 {
+            let reason = table
+                .left_out
+                .reason
+                .as_deref()
+                .unwrap_or("no reason given");
+            loaded.left_out.push(format!(
+                "worker {worker} left out {} chunks ({}): {reason}",
+                table.left_out.chunks,
+                format_bytes(table.left_out.bytes)
+            ));
+        }
+        if let Some(error) = &table.error {
+            errors.push(format!("worker {worker}: {error}"));
+        }
+        if table.current.is_none_or(|current| current.plan < plan.plan) {
+            missing.push(worker.clone());
+        }
+    }
+    if missing.is_empty() {
+        // What stands as an error after all was done is part of the result.
+        loaded.left_out.extend(errors);
+        return LoadProgress::Done(loaded);
+    }
+    LoadProgress::Loading {
+        bytes_done: loaded.bytes,
+        bytes_total,
+        chunks_done: loaded.chunks,
+        chunks_total,
+        errors,
+    }
+}
+
+/// Waits until all of these versions are loaded, with one bar on stderr. One result a version.
+///
+/// `since_revision`: refusals before this revision are of earlier requests.
+pub async fn wait_all(
+    records: &Records,
+    wanted: &[TableVersion],
+    since_revision: i64,
+    timeout: Duration,
+) -> Result<Vec<Loaded>> {
+    let deadline = Instant::now() + timeout;
+    let label = match wanted {
+        [one] => one.to_string(),
+        many => format!("loading {} tables", many.len()),
+    };
+    let bar = bar(label, Unit::Bytes, 0);
+    let mut waits: Vec<Wait> = wanted.iter().map(Wait::new).collect();
+    let outcome = loop {
+        let mut refused = None;
+        for wait in waits.iter_mut().filter(|wait| wait.loaded.is_none()) {
+            // A metastore that does not answer for a while is waited for like everything else.
+            match Observed::look(records, &wait.wanted.table.to_string(), since_revision).await {
+                Ok(observed) => refused = refused.or(wait.step(&observed)),
+                Err(error) => wait.last = error.to_string(),
+            }
+        }
+        show(&bar, &waits);
+        if let Some(reason) = refused {
+            break Err(Error::Refused(reason));
+        }
+        let Some(behind) = waits.iter().find(|wait| wait.loaded.is_none()) else {
+            break Ok(());
+        };
+        if Instant::now() >= deadline {
+            break Err(Error::NotReady(format!(
+                "{} is not loaded after {}: {}; `stoa status` shows how it goes on",
+                behind.wanted,
+                humantime::format_duration(Duration::from_secs(timeout.as_secs())),
+                behind.last
+            )));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY.min(deadline - Instant::now())) => {}
+            _ = tokio::signal::ctrl_c() => break Err(Error::Interrupted),
+        }
+    };
+    bar.finish_and_clear();
+    outcome?;
+    Ok(waits.into_iter().filter_map(|wait| wait.loaded).collect())
+}
+
+/// The waiting for one version.
+struct Wait<'a> {
+    wanted: &'a TableVersion,
+    loaded: Option<Loaded>,
+    empty_since: Option<Instant>,
+    bytes: (u64, u64),
+    chunks: (u64, u64),
+    last: String,
+}
+
+impl<'a> Wait<'a> {
+    fn new(wanted: &'a TableVersion) -> Wait<'a> {
+        Wait {
+            wanted,
+            loaded: None,
+            empty_since: None,
+            bytes: (0, 0),
+            chunks: (0, 0),
+            last: "nothing was seen of it yet".into(),
+        }
+    }
+
+    /// Takes notice of what was observed; the reason when the version was refused.
+    fn step(&mut self, observed: &Observed) -> Option<String> {
+        match progress_of(self.wanted, observed) {
+            LoadProgress::Done(loaded) => {
+                self.bytes = (loaded.bytes, loaded.bytes);
+                self.chunks = (loaded.chunks, loaded.chunks);
+                self.loaded = Some(loaded);
+            }
+            LoadProgress::Rejected(reason) => {
+                return Some(format!("{} was refused: {reason}", self.wanted));
+            }
+            LoadProgress::Empty(loaded) => {
+                let since = *self.empty_since.get_or_insert_with(Instant::now);
+                self.last = "the plan has no part for any worker".into();
+                if since.elapsed() >= EMPTY_PLAN_STANDS {
+                    self.loaded = Some(loaded);
+                }
+            }
+            LoadProgress::Waiting(reason) => self.last = reason,
+            LoadProgress::Loading {
+                bytes_done,
+                bytes_total,
+                chunks_done,
+                chunks_total,
+                errors,
+            } => {
+                self.bytes = (bytes_done, bytes_total);
+                self.chunks = (chunks_done, chunks_total);
+                self.last = format!("{chunks_done} of {chunks_total} chunks are loaded");
+                for error in errors {
+                    self.last = format!("{}; {error}", self.last);
+                }
+            }
+        }
+        None
+    }
+}
+
+fn show(bar: &ProgressBar, waits: &[Wait<'_>]) {
+    let sum = |pick: fn(&Wait<'_>) -> u64| waits.iter().map(pick).sum::<u64>();
+    bar.set_length(sum(|wait| wait.bytes.1));
+    bar.set_position(sum(|wait| wait.bytes.0));
+    let (done, total) = (sum(|wait| wait.chunks.0), sum(|wait| wait.chunks.1));
+    let behind = waits.iter().find(|wait| wait.loaded.is_none());
+    bar.set_message(match behind {
+        Some(behind) if total == 0 => behind.last.clone(),
+        _ => format!("{done}/{total} chunks"),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use stoa_metastore::{LeftOut, PartPointer, PlanTarget, TableState};
+
+    use super::*;
+
+    fn wanted() -> TableVersion {
+        "tpch.orders:2".parse().unwrap()
+    }
+
+    fn worker(id: &str) -> WorkerRecord {
+        WorkerRecord {
+            id: id.into(),
+            ..WorkerRecord::default()
+        }
+    }
+
+    fn state(id: &str, plan: u64, done: u64) -> WorkerState {
+        let table = TableState {
+            current: Some(PlanTarget { plan, version: 2 }),
+            chunks_done: done,
+            chunks_total: 10,
+            bytes_done: done * 100,
+            bytes_total: 1000,
+            kept_chunks: 1,
+            fetched_chunks: done - 1,
+            ..TableState::default()
+        };
+        WorkerState {
+            id: id.into(),
+            tables: BTreeMap::from([("tpch.orders".to_string(), table)]),
+            ..WorkerState::default()
+        }
+    }
+
+    fn observed() -> Observed {
+        let parts = ["a", "b"].map(|id| (id.to_string(), PartPointer::default()));
+        Observed {
+            coordinator: true,
+            plan: Some(CacheVersion {
+                table_version: "tpch.orders:2".into(),
+                plan: 7,
+                parts: parts.into(),
+                unloaded: false,
+            }),
+            workers: vec![worker("a"), worker("b")],
+            states: vec![state("a", 7, 10), state("b", 7, 10)],
+            rejections: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn done_means_every_worker_of_the_plan_has_its_part() {
+        let LoadProgress::Done(loaded) = progress_of(&wanted(), &observed()) else {
+            panic!("not done");
+        };
+        assert_eq!((loaded.chunks, loaded.bytes), (20, 2000));
+        assert_eq!((loaded.kept_chunks, loaded.fetched_chunks), (2, 18));
+
+        let mut behind = observed();
+        behind.states[1] = state("b", 6, 4);
+        assert_eq!(
+            progress_of(&wanted(), &behind),
+            LoadProgress::Loading {
+                bytes_done: 1400,
+                bytes_total: 2000,
+                chunks_done: 14,
+                chunks_total: 20,
+                errors: vec![],
+            }
+        );
+        behind.states.pop();
+        assert!(matches!(
+            progress_of(&wanted(), &behind),
+            LoadProgress::Loading { .. }
+        ));
+    }
+
+    #[test]
+    fn a_newer_version_in_force_counts_and_an_older_does_not() {
+        let mut newer = observed();
+        newer.plan.as_mut().unwrap().table_version = "tpch.orders:3".into();
+        assert!(matches!(
+            progress_of(&wanted(), &newer),
+            LoadProgress::Done(_)
+        ));
+        newer.plan.as_mut().unwrap().table_version = "tpch.orders:1".into();
+        assert_eq!(
+            progress_of(&wanted(), &newer),
+            LoadProgress::Waiting("waiting for the coordinator's plan".into())
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let waiting = |observed: &Observed| match progress_of(&wanted(), observed) {
+            LoadProgress::Waiting(reason) => reason,
+            other => panic!("{other:?}"),
+        };
+        let mut nothing = Observed::default();
+        assert!(waiting(&nothing).contains("no coordinator"));
+        nothing.coordinator = true;
+        assert!(waiting(&nothing).contains("no worker"));
+        nothing.plan = observed().plan;
+        nothing.plan.as_mut().unwrap().parts.clear();
+        assert!(waiting(&nothing).contains("no worker"));
+        nothing.workers = vec![worker("a")];
+        assert!(matches!(
+            progress_of(&wanted(), &nothing),
+            LoadProgress::Empty(_)
+        ));
+    }
+
+    #[test]
+    fn what_did_not_fit_and_what_failed_are_part_of_the_result() {
+        let mut short = observed();
+        let table = short.states[0].tables.get_mut("tpch.orders").unwrap();
+        table.left_out = LeftOut {
+            chunks: 3,
+            bytes: 3 << 20,
+            reason: Some("the cache is full".into()),
+        };
+        table.error = Some("one file is gone".into());
+        let LoadProgress::Done(loaded) = progress_of(&wanted(), &short) else {
+            panic!("not done");
+        };
+        assert_eq!(
+            loaded.left_out,
+            [
+                "worker a left out 3 chunks (3 MiB): the cache is full",
+                "worker a: one file is gone"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_refusal_ends_the_waiting() {
+        let mut refused = observed();
+        refused.rejections.push(Rejection {
+            request: "tpch.orders:2".into(),
+            reason: "stale".into(),
+            ..Rejection::default()
+        });
+        assert_eq!(
+            progress_of(&wanted(), &refused),
+            LoadProgress::Rejected("stale".into())
+        );
+    }
+}

@@ -1,0 +1,79 @@
+//! Reading the footers of a layout version, in the background.
+
+use std::sync::Arc;
+
+use stoa_layout::{LayoutDocument, TableCatalog};
+use stoa_metastore::{Error as StoreError, Records, table_version};
+use stoa_origin::Origin;
+use tokio::task::JoinError;
+
+use crate::error::{Error, Result};
+use crate::sized::SizedTable;
+use crate::term::Term;
+
+/// A table version whose footers were read, or were not.
+pub(crate) type Loaded = (String, u64, Result<SizedTable>);
+
+impl Term<'_> {
+    pub(crate) fn start_loading(&mut self, table: String, version: u64) {
+        self.memory.catalog_loading(&table, version);
+        let (records, origin) = (self.shared.records.clone(), self.shared.origin.clone());
+        let now_ms = self.shared.clock.unix_ms();
+        self.loads.spawn(async move {
+            // A panic in a task of its own costs one table, not the term.
+            let work = tokio::spawn(load(records, origin, table.clone(), version, now_ms));
+            let abort = AbortOnDrop(work.abort_handle());
+            let sized = work.await.unwrap_or_else(|panic| {
+                Err(Error::Died { table_version: table_version(&table, version), reason: panic.to_string() })
+            });
+            drop(abort);
+            (table, version, sized)
+        });
+    }
+
+    pub(crate) fn loaded(&mut self, loaded: Result<Loaded, JoinError>) {
+        match loaded {
+            Ok((table, version, Ok(sized))) => {
+                tracing::info!(table, version, chunks = sized.len(), "footers read");
+                self.memory.catalog_loaded(&table, version, sized.forms());
+                self.sized.insert((table, version), Arc::new(sized));
+            }
+            Ok((table, version, Err(error))) => self.failed(&table, version, &error),
+            Err(error) => tracing::error!(%error, "a loading task died"),
+        }
+    }
+}
+
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn load(
+    records: Records,
+    origin: Origin,
+    table: String,
+    version: u64,
+    now_unix_ms: u64,
+) -> Result<SizedTable> {
+    let named = table_version(&table, version);
+    let Some(json) = records.layout(&table, version).await? else {
+        let known = records.layouts(&table).await?;
+        return Err(StoreError::UnknownLayout { table_version: named, known }.into());
+    };
+    let failed = |source| Error::Layout { table_version: named.clone(), source };
+    let document = LayoutDocument::from_json(&json).map_err(failed)?;
+    let found = document.table_version().to_string();
+    if found != named {
+        return Err(Error::OtherLayout { table_version: named, found });
+    }
+    let catalog = TableCatalog::load(&origin, &document, now_unix_ms).await.map_err(failed)?;
+    for file in &catalog.rejected {
+        tracing::warn!(table, version, url = file.url, reason = file.reason, "file rejected");
+    }
+    let sized = tokio::task::spawn_blocking(move || SizedTable::new(&catalog)).await;
+    sized.map_err(|panic| Error::Died { table_version: named.clone(), reason: panic.to_string() })?
+}

@@ -1,0 +1,44 @@
+//! Where the chunks of a scan came from, in EXPLAIN ANALYZE.
+
+use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder};
+
+/// Counts by source. Names end in their unit, as metrics' names do.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceMetrics {
+    /// Chunks read from shared memory.
+    pub(crate) memory_chunks: Count,
+    /// Bytes of those chunks.
+    pub(crate) memory_bytes: Count,
+    /// Chunks that had to be read from the origin.
+    pub(crate) origin_chunks: Count,
+    /// Row groups of which every needed column was in shared memory.
+    pub(crate) row_groups_hit: Count,
+    /// Row groups of which some needed columns were.
+    pub(crate) row_groups_mixed: Count,
+    /// Row groups read by stock Parquet.
+    pub(crate) row_groups_missed: Count,
+}
+
+impl SourceMetrics {
+    pub(crate) fn new(metrics: &ExecutionPlanMetricsSet, partition: usize) -> Self {
+        let count = |name: &'static str| MetricBuilder::new(metrics).counter(name, partition);
+        Self {
+            memory_chunks: count("stoa_shared_memory_chunks"),
+            memory_bytes: count("stoa_shared_memory_bytes"),
+            origin_chunks: count("stoa_origin_chunks"),
+            row_groups_hit: count("stoa_row_groups_hit"),
+            row_groups_mixed: count("stoa_row_groups_mixed"),
+            row_groups_missed: count("stoa_row_groups_missed"),
+        }
+    }
+}
+
+/// Bytes that a reader asked the origin for.
+pub(crate) fn origin_bytes(metrics: &ExecutionPlanMetricsSet, partition: usize) -> Count {
+    MetricBuilder::new(metrics).counter("stoa_origin_bytes", partition)
+}
+
+/// Bytes that a reader took from chunks in the parquet form and from the catalog.
+pub(crate) fn cached_bytes(metrics: &ExecutionPlanMetricsSet, partition: usize) -> Count {
+    MetricBuilder::new(metrics).counter("stoa_shared_memory_parquet_bytes", partition)
+}

@@ -1,0 +1,198 @@
+//! The file source: stock Parquet's, re-wrapped after each of its decisions.
+
+use std::fmt::{self, Formatter};
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::physical_expr::projection::ProjectionExprs;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_plan::filter_pushdown::FilterPushdownPropagation;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use datafusion::physical_plan::{DisplayFormatType, SortOrderPushdownResult};
+use datafusion_datasource::file::FileSource;
+use datafusion_datasource::file_scan_config::FileScanConfig;
+use datafusion_datasource::file_stream::FileOpener;
+use datafusion_datasource::morsel::Morselizer;
+use datafusion_datasource::{PartitionedFile, TableSchema};
+use datafusion_datasource_parquet::source::ParquetSource;
+use object_store::ObjectStore;
+use stoa_forms::BLOCK_ROWS;
+use stoa_reader::Reader;
+
+use super::context::ScanContext;
+use super::file_reader::CachedReaderFactory;
+use super::morsel::StoaMorselizer;
+
+/// Stock Parquet's file source with the cached row groups read from shared memory.
+///
+/// Pushdown of filters, projections, orderings and limits, statistics and repartitioning are those
+/// of the wrapped `ParquetSource`.
+#[derive(Clone, Debug)]
+pub struct StoaSource {
+    inner: ParquetSource,
+    reader: Reader,
+    reversed: bool,
+    batch_size: Option<usize>,
+}
+
+impl StoaSource {
+    /// Wraps `inner`, which reads what `reader` does not have.
+    pub fn new(inner: ParquetSource, reader: Reader) -> Self {
+        let reversed = reads_backwards(&inner);
+        Self { inner, reader, reversed, batch_size: None }
+    }
+
+    /// The wrapped source.
+    pub fn parquet_source(&self) -> &ParquetSource {
+        &self.inner
+    }
+
+    fn rewrap(&self, source: Arc<dyn FileSource>) -> Arc<dyn FileSource> {
+        match source.downcast_ref::<ParquetSource>() {
+            Some(inner) => Arc::new(Self {
+                batch_size: self.batch_size,
+                ..Self::new(inner.clone(), self.reader.clone())
+            }),
+            None => source,
+        }
+    }
+}
+
+/// Whether sort pushdown asked for the row groups in reverse.
+///
+/// `ParquetSource` keeps the flag to itself, but prints it; only the order of work depends on it,
+/// since the sort stays above a source that reads backwards.
+fn reads_backwards(source: &ParquetSource) -> bool {
+    struct Extra<'a>(&'a ParquetSource);
+    impl fmt::Display for Extra<'_> {
+        fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+            self.0.fmt_extra(DisplayFormatType::Default, f)
+        }
+    }
+    // Printing builds a pruning predicate: not worth it where nothing was pushed down.
+    source.filter().is_some() && Extra(source).to_string().contains("reverse_row_groups=true")
+}
+
+impl FileSource for StoaSource {
+    fn create_file_opener(
+        &self,
+        object_store: Arc<dyn ObjectStore>,
+        base_config: &FileScanConfig,
+        partition: usize,
+    ) -> Result<Arc<dyn FileOpener>> {
+        self.inner.create_file_opener(object_store, base_config, partition)
+    }
+
+    fn create_morselizer(
+        &self,
+        object_store: Arc<dyn ObjectStore>,
+        base_config: &FileScanConfig,
+        partition: usize,
+    ) -> Result<Box<dyn Morselizer>> {
+        let view = self.reader.view();
+        let store = base_config.object_store_url.as_str().trim_end_matches('/').to_owned();
+        let store = if store == "file:" { "file://".to_owned() } else { store };
+        let factory = CachedReaderFactory::new(
+            view.clone(),
+            store.clone(),
+            self.inner.parquet_file_reader_factory().cloned(),
+            Arc::clone(&object_store),
+        );
+        let inner = self
+            .inner
+            .clone()
+            .with_parquet_file_reader_factory(Arc::new(factory))
+            .create_morselizer(object_store, base_config, partition)?;
+        let mut context = ScanContext::new(&self.inner, base_config, partition, view, store);
+        context.reversed = self.reversed;
+        context.batch_size = self.batch_size.unwrap_or(BLOCK_ROWS);
+        Ok(Box::new(StoaMorselizer::new(inner, Arc::new(context))))
+    }
+
+    fn table_schema(&self) -> &TableSchema {
+        self.inner.table_schema()
+    }
+
+    fn with_batch_size(&self, batch_size: usize) -> Arc<dyn FileSource> {
+        let source = self.inner.with_batch_size(batch_size);
+        let Some(inner) = source.downcast_ref::<ParquetSource>() else { return source };
+        let own = Self::new(inner.clone(), self.reader.clone());
+        Arc::new(Self { batch_size: Some(batch_size), ..own })
+    }
+
+    fn filter(&self) -> Option<Arc<dyn PhysicalExpr>> {
+        self.inner.filter()
+    }
+
+    fn projection(&self) -> Option<&ProjectionExprs> {
+        self.inner.projection()
+    }
+
+    fn metrics(&self) -> &ExecutionPlanMetricsSet {
+        self.inner.metrics()
+    }
+
+    /// "parquet": optimizers and serializers of others ask for the type by name.
+    fn file_type(&self) -> &str {
+        self.inner.file_type()
+    }
+
+    fn fmt_extra(&self, t: DisplayFormatType, f: &mut Formatter) -> fmt::Result {
+        match t {
+            DisplayFormatType::Default | DisplayFormatType::Verbose => write!(f, ", cache=stoa")?,
+            DisplayFormatType::TreeRender => writeln!(f, "cache=stoa")?,
+        }
+        self.inner.fmt_extra(t, f)
+    }
+
+    fn supports_repartitioning(&self) -> bool {
+        self.inner.supports_repartitioning()
+    }
+
+    fn try_pushdown_filters(
+        &self,
+        filters: Vec<Arc<dyn PhysicalExpr>>,
+        config: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn FileSource>>> {
+        let mut result = self.inner.try_pushdown_filters(filters, config)?;
+        result.updated_node = result.updated_node.map(|source| self.rewrap(source));
+        Ok(result)
+    }
+
+    fn try_pushdown_sort(
+        &self,
+        order: &[PhysicalSortExpr],
+        eq_properties: &EquivalenceProperties,
+    ) -> Result<SortOrderPushdownResult<Arc<dyn FileSource>>> {
+        Ok(match self.inner.try_pushdown_sort(order, eq_properties)? {
+            SortOrderPushdownResult::Exact { inner } => {
+                SortOrderPushdownResult::Exact { inner: self.rewrap(inner) }
+            }
+            SortOrderPushdownResult::Inexact { inner } => {
+                SortOrderPushdownResult::Inexact { inner: self.rewrap(inner) }
+            }
+            SortOrderPushdownResult::Unsupported => SortOrderPushdownResult::Unsupported,
+        })
+    }
+
+    fn reorder_files(&self, files: Vec<PartitionedFile>) -> Vec<PartitionedFile> {
+        self.inner.reorder_files(files)
+    }
+
+    fn try_pushdown_projection(
+        &self,
+        projection: &ProjectionExprs,
+    ) -> Result<Option<Arc<dyn FileSource>>> {
+        let source = self.inner.try_pushdown_projection(projection)?;
+        Ok(source.map(|source| self.rewrap(source)))
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        self.inner.apply_expressions(f)
+    }
+}

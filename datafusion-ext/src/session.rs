@@ -1,0 +1,85 @@
+//! Makes a DataFusion session read through the cache.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::context::SessionContext;
+use stoa_layout::TableName;
+use stoa_metastore::Records;
+use stoa_origin::Origin;
+use stoa_reader::Reader;
+
+use crate::catalog::{StoaCatalog, Tables};
+use crate::factory::StoaTableFactory;
+use crate::functions::{SystemFunction, SystemTable};
+use crate::rule::CacheParquetScans;
+use crate::table::StoaTable;
+use crate::{StoaOptions, embedded::Publisher};
+
+/// The cache as DataFusion sessions use it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Stoa {
+    tables: Arc<Tables>,
+    publisher: Option<Publisher>,
+}
+
+impl Stoa {
+    /// A query process: it needs nothing but the cache directory and, for misses, the origin.
+    pub fn open(cache_directory: &Path, origin: Origin) -> Self {
+        Self::with_reader(Reader::open(cache_directory, origin), None)
+    }
+
+    /// As [`Stoa::open`], with the metastore for tables that no worker has published yet, for
+    /// `stoa_workers()`, and for `CREATE EXTERNAL TABLE … STORED AS STOA` to publish layouts.
+    pub fn with_reader(reader: Reader, records: Option<Records>) -> Self {
+        let publisher = records.clone().map(|records| Publisher::new(records, reader.origin().clone()));
+        Self { tables: Arc::new(Tables::new(reader, records)), publisher }
+    }
+
+    /// The reader of this process.
+    pub fn reader(&self) -> &Reader {
+        &self.tables.reader
+    }
+
+    /// A table by name, to be registered under any name.
+    ///
+    /// # Errors
+    /// If its catalog cannot be read.
+    pub async fn table(&self, name: &TableName) -> Result<Option<StoaTable>> {
+        self.tables.open(name).await
+    }
+
+    /// Adds to a session: every cached table as `schema.table`, `STORED AS STOA`, the settings
+    /// under `stoa.`, the table functions, and the rule that caches other scans of Parquet.
+    ///
+    /// # Errors
+    /// If the session has no default catalog.
+    pub async fn register(&self, session: &SessionContext) -> Result<()> {
+        self.tables.refresh_names().await;
+        let state = session.state();
+        let mut config = state.config().clone();
+        if config.options().extensions.get::<StoaOptions>().is_none() {
+            config.options_mut().extensions.insert(StoaOptions::default());
+        }
+        let factory = StoaTableFactory::new(Arc::clone(&self.tables), self.publisher.clone());
+        let state = SessionStateBuilder::new_from_existing(state)
+            .with_config(config)
+            .with_table_factory("STOA".to_owned(), Arc::new(factory))
+            .with_physical_optimizer_rule(Arc::new(CacheParquetScans::new(self.reader().clone())))
+            .build();
+        let catalogs = Arc::clone(state.catalog_list());
+        let default = state.config_options().catalog.default_catalog.clone();
+        if let Some(own) = catalogs.catalog(&default) {
+            let ours = StoaCatalog::new(own, Arc::clone(&self.tables));
+            catalogs.register_catalog(default, Arc::new(ours));
+        }
+        *session.state_ref().write() = state;
+        for shows in SystemTable::ALL {
+            let tables = Arc::clone(&self.tables);
+            session.register_udtf(shows.name(), Arc::new(SystemFunction { shows, tables }));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,350 @@
+//! A cached table as a DataFusion table.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use arrow::datatypes::{DataType, Field, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::config::TableParquetOptions;
+use datafusion::common::{DataFusionError, Result, ScalarValue, Statistics, exec_err};
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion_datasource::file::FileSource;
+use datafusion_datasource::file_groups::FileGroup;
+use datafusion_datasource::file_scan_config::FileScanConfigBuilder;
+use datafusion_datasource::source::DataSourceExec;
+use datafusion_datasource::compute_all_files_statistics;
+use datafusion_datasource::{PartitionedFile, TableSchema};
+use datafusion_datasource_parquet::metadata::DFParquetMetadata;
+use datafusion_datasource_parquet::source::ParquetSource;
+use datafusion_datasource_parquet::transform_schema_to_view;
+use object_store::ObjectMeta;
+use object_store::path::Path;
+use stoa_layout::TableName;
+use stoa_origin::ObjectTag;
+use stoa_reader::{Reader, Table, TableFile, View};
+
+use crate::StoaOptions;
+use crate::scan::StoaSource;
+
+/// A table of the cache: queries neither list nor look, unless the cache does not cover them.
+///
+/// It is the snapshot that the newest published generation names when a query is planned.
+#[derive(Clone)]
+pub struct StoaTable {
+    reader: Reader,
+    plans: Arc<TablePlans>,
+    current: Arc<PlannedTable>,
+}
+
+impl fmt::Debug for StoaTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoaTable").field("table", &self.current.table.catalog().table).finish()
+    }
+}
+
+impl StoaTable {
+    /// Opens the newest state of the table called `name`, if the cache knows it.
+    ///
+    /// # Errors
+    /// If the catalog's schema cannot be a DataFusion schema.
+    pub fn open(reader: &Reader, name: &TableName) -> Result<Option<Self>> {
+        Self::open_with(reader, name, Arc::default())
+    }
+
+    pub(crate) fn open_with(
+        reader: &Reader,
+        name: &TableName,
+        plans: Arc<TablePlans>,
+    ) -> Result<Option<Self>> {
+        match reader.view().table(name) {
+            Some(table) => Self::of(reader, table, plans).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) fn of(reader: &Reader, table: &Arc<Table>, plans: Arc<TablePlans>) -> Result<Self> {
+        let current = plans.get(table)?;
+        Ok(Self { reader: reader.clone(), plans, current })
+    }
+
+    /// The table's state at the time this provider was made.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.current.table
+    }
+
+    /// The state to plan with: as published, or as found by a look at the origin where the scan
+    /// would miss.
+    async fn state(&self, view: &View, columns: &[usize], check: bool) -> Result<Arc<PlannedTable>> {
+        let name = &self.current.table.catalog().table;
+        let current = match view.table(name) {
+            Some(table) => self.plans.get(table)?,
+            None => Arc::clone(&self.current),
+        };
+        if !check || current.covered(view, columns) {
+            return Ok(current);
+        }
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64);
+        match current.table.catalog().refresh(self.reader.origin(), now).await {
+            Ok(None) => Ok(current),
+            Ok(Some(fresh)) => {
+                tracing::info!(table = %name, "the objects have changed since the last look");
+                self.plans.get(&self.reader.remember_fresh(Arc::new(fresh)))
+            }
+            Err(error) => {
+                tracing::debug!(table = %name, %error, "look at the origin failed");
+                Ok(current)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl TableProvider for StoaTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(self.current.schema.table_schema())
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        // The physical filter is pushed into the file source by DataFusion's optimizer, which
+        // drops it from the plan where the source applies it.
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let options = StoaOptions::of(state.config_options());
+        let view = self.reader.view();
+        let columns = self.current.read_columns(projection, filters);
+        let check = options.enabled && options.check_before_miss;
+        let mut planned = self.state(&view, &columns, check).await?;
+        if planned.schema.table_schema() != self.current.schema.table_schema() {
+            planned = Arc::new(PlannedTable::over(&planned.table, self.current.schema.clone())?);
+        }
+        if let Some(rejected) = planned.table.catalog().rejected.first() {
+            return exec_err!(
+                "table {} has {} files that cannot be read, of them {}: {}",
+                planned.table.catalog().table,
+                planned.table.catalog().rejected.len(),
+                rejected.url,
+                rejected.reason
+            );
+        }
+        if planned.files.is_empty() {
+            let schema = datafusion::common::project_schema(&self.schema(), projection)?;
+            return Ok(Arc::new(EmptyExec::new(schema)));
+        }
+        let url = planned.store_url()?;
+        let registered = state.runtime_env().object_store(&url).is_ok();
+        if !registered {
+            let store = self
+                .reader
+                .origin()
+                .stores()
+                .get(&planned.store)
+                .map_err(|error| DataFusionError::External(Box::new(error)))?;
+            state.runtime_env().register_object_store(url.as_ref(), store);
+        }
+        let parquet = TableParquetOptions {
+            global: state.config_options().execution.parquet.clone(),
+            ..Default::default()
+        };
+        let parquet =
+            ParquetSource::new(self.current.schema.clone()).with_table_parquet_options(parquet);
+        let source: Arc<dyn FileSource> = if options.enabled {
+            Arc::new(StoaSource::new(parquet, self.reader.clone()))
+        } else {
+            Arc::new(parquet)
+        };
+        // Statistics prune nothing here: an offset or limit over filters needs all files.
+        let partitions = state.config().target_partitions();
+        let groups = FileGroup::new(planned.files.clone()).split_files(partitions);
+        let (groups, statistics) =
+            compute_all_files_statistics(groups, self.schema(), true, false)?;
+        let config = FileScanConfigBuilder::new(url, source)
+            .with_file_groups(groups)
+            .with_statistics(statistics)
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(config))
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        Some(self.current.statistics.clone())
+    }
+}
+
+/// Planned states of tables, kept while their catalogs live.
+#[derive(Debug, Default)]
+pub(crate) struct TablePlans {
+    plans: Mutex<HashMap<TableName, (Weak<Table>, Arc<PlannedTable>)>>,
+}
+
+impl TablePlans {
+    fn get(&self, table: &Arc<Table>) -> Result<Arc<PlannedTable>> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = &table.catalog().table;
+        if let Some((of, planned)) = plans.get(name) {
+            if of.upgrade().is_some_and(|of| Arc::ptr_eq(&of, table)) {
+                return Ok(Arc::clone(planned));
+            }
+        }
+        let planned = Arc::new(PlannedTable::try_new(table)?);
+        plans.insert(name.clone(), (Arc::downgrade(table), Arc::clone(&planned)));
+        Ok(planned)
+    }
+}
+
+/// What planning needs of one state of a table, worked out once.
+#[derive(Debug)]
+pub(crate) struct PlannedTable {
+    table: Arc<Table>,
+    store: String,
+    schema: TableSchema,
+    files: Vec<PartitionedFile>,
+    statistics: Statistics,
+    /// Generation, and per column whether all of its chunks are in the index.
+    covered: Mutex<(u64, HashMap<usize, bool>)>,
+}
+
+impl PlannedTable {
+    fn try_new(table: &Arc<Table>) -> Result<Self> {
+        let catalog = table.catalog();
+        let file_schema = Arc::new(transform_schema_to_view(&catalog.schema));
+        let partition_columns = catalog
+            .partition_columns
+            .iter()
+            .map(|(name, data_type)| Arc::new(Field::new(name, data_type.clone(), true)))
+            .collect();
+        let schema = TableSchema::new(Arc::clone(&file_schema), partition_columns);
+        Self::over(table, schema)
+    }
+
+    /// The state under a schema that the planner was told before; columns may have come since.
+    fn over(table: &Arc<Table>, schema: TableSchema) -> Result<Self> {
+        let catalog = table.catalog();
+        let types: Vec<&DataType> = catalog.partition_columns.iter().map(|(_, t)| t).collect();
+        let file_schema = schema.file_schema();
+        let files = table
+            .files()
+            .iter()
+            .map(|file| partitioned_file(file, file_schema, &types))
+            .collect::<Result<Vec<_>>>()?;
+        let (_, statistics) = compute_all_files_statistics(
+            vec![FileGroup::new(files.clone())],
+            Arc::clone(schema.table_schema()),
+            true,
+            false,
+        )?;
+        let store = match table.files().first() {
+            Some(file) => file.identity().store.clone(),
+            None => String::new(),
+        };
+        let covered = Mutex::new((u64::MAX, HashMap::new()));
+        Ok(Self { table: Arc::clone(table), store, schema, files, statistics, covered })
+    }
+
+    fn store_url(&self) -> Result<ObjectStoreUrl> {
+        let root = if self.store.ends_with("://") { self.store.clone() + "/" } else { self.store.clone() };
+        ObjectStoreUrl::parse(root)
+    }
+
+    /// The columns a scan reads, by position in the table's schema.
+    fn read_columns(&self, projection: Option<&Vec<usize>>, filters: &[Expr]) -> Vec<usize> {
+        let schema = self.schema.table_schema();
+        let mut columns = match projection {
+            Some(projection) => projection.clone(),
+            None => (0..schema.fields().len()).collect(),
+        };
+        for column in filters.iter().flat_map(|filter| filter.column_refs()) {
+            columns.extend(schema.index_of(column.name()).ok());
+        }
+        columns.sort_unstable();
+        columns.dedup();
+        columns
+    }
+
+    /// Whether the index has every chunk of these columns: then a scan asks the origin nothing.
+    fn covered(&self, view: &View, columns: &[usize]) -> bool {
+        let mut known = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = view.snapshot().generation();
+        if known.0 != generation {
+            *known = (generation, HashMap::new());
+        }
+        let file_columns = self.schema.file_schema().fields();
+        columns.iter().filter(|column| **column < file_columns.len()).all(|column| {
+            *known.1.entry(*column).or_insert_with(|| {
+                let name = file_columns[*column].name();
+                self.table.files().iter().all(|file| column_is_cached(view, file, name))
+            })
+        })
+    }
+}
+
+fn column_is_cached(view: &View, file: &TableFile, name: &str) -> bool {
+    // A column that the file does not have is read as nulls, from nowhere.
+    let Some(root) = file.roots().iter().find(|root| root.name() == name) else { return true };
+    let Some(id) = view.file_id(file) else { return false };
+    let column = root.first_leaf;
+    (0..file.metadata().num_row_groups()).all(|group| view.has(id, group as u32, column))
+}
+
+fn partitioned_file(
+    file: &Arc<TableFile>,
+    schema: &SchemaRef,
+    partition_types: &[&DataType],
+) -> Result<PartitionedFile> {
+    let identity = file.identity();
+    let catalog_file = &file.catalog().files[file.index()];
+    let (e_tag, version) = match &identity.tag {
+        ObjectTag::Etag(etag) => (Some(etag.clone()), None),
+        ObjectTag::Version(version) => (None, Some(version.clone())),
+    };
+    let modified = std::time::UNIX_EPOCH
+        + std::time::Duration::from_millis(catalog_file.last_modified_unix_ms);
+    let meta = ObjectMeta {
+        location: Path::parse(&identity.path)
+            .map_err(|error| DataFusionError::External(Box::new(error)))?,
+        last_modified: modified.into(),
+        size: identity.size,
+        e_tag,
+        version,
+    };
+    let values = catalog_file
+        .partition_values
+        .iter()
+        .zip(partition_types)
+        .map(|(value, data_type)| match value.as_str() {
+            HIVE_NULL => ScalarValue::try_from(*data_type),
+            value => ScalarValue::try_from_string(value.to_owned(), data_type),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let statistics =
+        DFParquetMetadata::statistics_from_parquet_metadata(file.metadata(), schema)?;
+    Ok(PartitionedFile::new_from_meta(meta)
+        .with_partition_values(values)
+        .with_statistics(Arc::new(statistics))
+        .with_extension(Arc::clone(file)))
+}
+
+/// How Hive writes a null in a path.
+const HIVE_NULL: &str = "__HIVE_DEFAULT_PARTITION__";

@@ -1,0 +1,19 @@
+//! How to get a column chunk wherever it is: shared memory first, else the origin.
+//!
+//! A [`Reader`] belongs to a process: it follows the generations that a worker publishes in one
+//! cache directory, decodes the catalog of each table once, and hands out [`View`]s. A view is what
+//! one scan works with: one generation of the index and the tables that it names.
+//!
+//! A query process needs nothing else: neither the metastore nor, for a hot query, the origin.
+//! Every failure here is a [`Miss`], never an error of the query and never a wait.
+
+#![forbid(unsafe_code)]
+
+mod chunk;
+mod table;
+mod view;
+
+pub use chunk::{CachedChunk, Miss, MissCounts, ReadStatistics};
+pub use stoa_layout::RootColumn;
+pub use table::{Table, TableFile};
+pub use view::{Reader, View};

@@ -1,0 +1,112 @@
+//! A cached table as a process sees it: its catalog, with what every scan asks of a file worked out
+//! once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
+use parquet::file::metadata::ParquetMetaData;
+use stoa_layout::{RootColumn, TableCatalog};
+use stoa_origin::ObjectIdentity;
+
+/// A table of the cache: the snapshot of its files that its layout version names.
+#[derive(Debug)]
+pub struct Table {
+    catalog: Arc<TableCatalog>,
+    files: Vec<Arc<TableFile>>,
+    by_path: HashMap<(String, String), usize>,
+}
+
+impl Table {
+    /// Wraps a catalog.
+    pub fn new(catalog: Arc<TableCatalog>) -> Self {
+        let files: Vec<_> = (0..catalog.files.len())
+            .map(|index| Arc::new(TableFile::new(Arc::clone(&catalog), index)))
+            .collect();
+        let by_path = files
+            .iter()
+            .enumerate()
+            .map(|(i, f)| ((f.identity().store.clone(), f.identity().path.clone()), i))
+            .collect();
+        Self { catalog, files, by_path }
+    }
+
+    /// The catalog: names, schema, files with identities, layout.
+    pub fn catalog(&self) -> &Arc<TableCatalog> {
+        &self.catalog
+    }
+
+    /// The files, in the order of the catalog.
+    pub fn files(&self) -> &[Arc<TableFile>] {
+        &self.files
+    }
+
+    /// The file at a path of a store, whatever its content.
+    pub fn file_at(&self, store: &str, path: &str) -> Option<&Arc<TableFile>> {
+        // A lookup by borrowed pair would need a wrapper type; this runs once a file and scan.
+        self.by_path.get(&(store.to_owned(), path.to_owned())).map(|i| &self.files[*i])
+    }
+}
+
+/// A file of a table.
+#[derive(Debug)]
+pub struct TableFile {
+    catalog: Arc<TableCatalog>,
+    index: usize,
+    key: Vec<u8>,
+    decoded_schema: OnceLock<SchemaRef>,
+}
+
+impl TableFile {
+    fn new(catalog: Arc<TableCatalog>, index: usize) -> Self {
+        let key = catalog.files[index].identity.to_key();
+        Self { catalog, index, key, decoded_schema: OnceLock::new() }
+    }
+
+    /// Which content of which object this is.
+    pub fn identity(&self) -> &ObjectIdentity {
+        &self.catalog.files[self.index].identity
+    }
+
+    /// The key of the file in the index: [`ObjectIdentity::to_key`].
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Footer and page indexes.
+    pub fn metadata(&self) -> &Arc<ParquetMetaData> {
+        &self.catalog.files[self.index].metadata
+    }
+
+    /// Position in the catalog's list of files.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The table's catalog.
+    pub fn catalog(&self) -> &Arc<TableCatalog> {
+        &self.catalog
+    }
+
+    /// The schema of the arrays that the worker decodes this file to.
+    pub fn decoded_schema(&self) -> &SchemaRef {
+        let file = &self.catalog.files[self.index];
+        self.decoded_schema.get_or_init(|| stoa_layout::decoded_schema(&file.schema))
+    }
+
+    /// The top-level columns, in the order of [`TableFile::decoded_schema`].
+    pub fn roots(&self) -> &[RootColumn] {
+        &self.catalog.files[self.index].roots
+    }
+
+    /// The bytes of `range`, if the catalog holds them (Bloom filters).
+    pub fn extra(&self, start: u64, end: u64) -> Option<Bytes> {
+        self.catalog.files[self.index].extra.iter().find_map(|(at, bytes)| {
+            let from = start.checked_sub(*at)?;
+            let to = end.checked_sub(*at)?;
+            (to <= bytes.len() as u64 && from <= to)
+                .then(|| bytes.slice(from as usize..to as usize))
+        })
+    }
+}

@@ -1,0 +1,230 @@
+//! The process's window on the cache directory, and one scan's view through it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::datatypes::DataType;
+use bytes::Bytes;
+use stoa_forms::{ArrowChunk, FORM_ARROW, FORM_PARQUET};
+use stoa_layout::{TableCatalog, TableName};
+use stoa_origin::Origin;
+use stoa_shm::counters::{AccessCounters, Counts};
+use stoa_shm::{CacheReader, Entry, FileId, Snapshot};
+
+use crate::{CachedChunk, Miss, ReadStatistics, Table, TableFile};
+
+/// A process's access to one cache directory and to the origin. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    cache: CacheReader,
+    origin: Origin,
+    statistics: ReadStatistics,
+    decoded: Mutex<Decoded>,
+}
+
+type Tables = Arc<HashMap<TableName, Arc<Table>>>;
+
+/// Catalogs decoded so far, by name; kept while their bytes stay the same.
+#[derive(Debug, Default)]
+struct Decoded {
+    generation: Option<u64>,
+    counters: Option<Arc<AccessCounters>>,
+    tables: Tables,
+    by_checksum: HashMap<String, (u64, Arc<Table>)>,
+    fresh: HashMap<TableName, Arc<Table>>,
+}
+
+impl Reader {
+    /// Follows the cache in directory `cache`, which may be empty or missing: then all is a miss.
+    pub fn open(cache: &Path, origin: Origin) -> Self {
+        let shared = Shared {
+            cache: CacheReader::open(cache),
+            origin,
+            statistics: ReadStatistics::default(),
+            decoded: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What this process's misses are read from.
+    pub fn origin(&self) -> &Origin {
+        &self.shared.origin
+    }
+
+    /// Counts of hits and misses since the process started.
+    pub fn statistics(&self) -> &ReadStatistics {
+        &self.shared.statistics
+    }
+
+    /// The newest generation, and the tables in it.
+    pub fn view(&self) -> View {
+        let snapshot = self.shared.cache.snapshot();
+        let (tables, counters) = self.tables(&snapshot);
+        View { reader: self.clone(), snapshot, tables, counters }
+    }
+
+    /// Takes `catalog` for the table's newest state until the worker publishes a newer look.
+    ///
+    /// For a scan that found the objects changed before the worker did.
+    pub fn remember_fresh(&self, catalog: Arc<TableCatalog>) -> Arc<Table> {
+        let table = Arc::new(Table::new(catalog));
+        let mut decoded = self.decoded();
+        decoded.fresh.insert(table.catalog().table.clone(), Arc::clone(&table));
+        decoded.generation = None;
+        table
+    }
+
+    fn decoded(&self) -> std::sync::MutexGuard<'_, Decoded> {
+        // The state is replaced whole, so that a panic elsewhere leaves nothing half done.
+        self.shared.decoded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tables of a generation, and the counters if there are any by now.
+    fn tables(&self, snapshot: &Snapshot) -> (Tables, Option<Arc<AccessCounters>>) {
+        let mut decoded = self.decoded();
+        if decoded.generation == Some(snapshot.generation()) {
+            return (Arc::clone(&decoded.tables), decoded.counters.clone());
+        }
+        if decoded.counters.is_none() {
+            // Hints only: a cache without counters is as good.
+            decoded.counters = AccessCounters::open(self.shared.cache.path()).ok().map(Arc::new);
+        }
+        let mut kept = HashMap::new();
+        let mut tables = HashMap::new();
+        for name in snapshot.catalogs() {
+            let Some((checksum, table)) = decode(snapshot, name, &decoded.by_checksum) else {
+                continue;
+            };
+            tables.insert(table.catalog().table.clone(), Arc::clone(&table));
+            kept.insert(name.to_owned(), (checksum, table));
+        }
+        decoded.fresh.retain(|name, fresh| {
+            let published = tables.get(name).map(|t| t.catalog().looked_at_unix_ms);
+            published.is_none_or(|at| at < fresh.catalog().looked_at_unix_ms)
+        });
+        for (name, fresh) in &decoded.fresh {
+            tables.insert(name.clone(), Arc::clone(fresh));
+        }
+        decoded.by_checksum = kept;
+        decoded.tables = Arc::new(tables);
+        decoded.generation = Some(snapshot.generation());
+        (Arc::clone(&decoded.tables), decoded.counters.clone())
+    }
+}
+
+/// One catalog, from its bytes or as it was decoded before. A broken one is said and left out.
+fn decode(
+    snapshot: &Snapshot,
+    name: &str,
+    before: &HashMap<String, (u64, Arc<Table>)>,
+) -> Option<(u64, Arc<Table>)> {
+    let checksum = snapshot.catalog_location(name)?.checksum;
+    if let Some((_, table)) = before.get(name).filter(|(known, _)| *known == checksum) {
+        return Some((checksum, Arc::clone(table)));
+    }
+    let chunk = match snapshot.catalog(name) {
+        Ok(chunk) => chunk?,
+        Err(miss) => {
+            tracing::warn!(catalog = name, ?miss, "catalog unreadable, reading from the origin");
+            return None;
+        }
+    };
+    match TableCatalog::decode(&Bytes::from_owner(chunk)) {
+        Ok(catalog) => Some((checksum, Arc::new(Table::new(Arc::new(catalog))))),
+        Err(error) => {
+            tracing::warn!(catalog = name, %error, "catalog unreadable, reading from the origin");
+            None
+        }
+    }
+}
+
+/// One generation of the cache, as one scan sees it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct View {
+    reader: Reader,
+    snapshot: Arc<Snapshot>,
+    tables: Tables,
+    counters: Option<Arc<AccessCounters>>,
+}
+
+impl View {
+    /// The process's reader.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// The generation of the index.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// The tables of this generation.
+    pub fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.tables.values()
+    }
+
+    /// The table of that name.
+    pub fn table(&self, name: &TableName) -> Option<&Arc<Table>> {
+        self.tables.get(name)
+    }
+
+    /// The file of any table at that path of that store.
+    pub fn file_at(&self, store: &str, path: &str) -> Option<&Arc<TableFile>> {
+        self.tables.values().find_map(|table| table.file_at(store, path))
+    }
+
+    /// The id in the index of a file's content, to be looked up once a file.
+    pub fn file_id(&self, file: &TableFile) -> Option<FileId> {
+        self.snapshot.file(file.key())
+    }
+
+    /// Whether the index has that chunk. A scan counts on it only after [`View::chunk`].
+    pub fn has(&self, file: FileId, row_group: u32, column: u32) -> bool {
+        self.snapshot.lookup(file, row_group, column).is_some()
+    }
+
+    /// How often a chunk was opened, by all processes, as far as anybody counted.
+    pub fn counts(&self, entry: &Entry) -> Counts {
+        self.counters.as_ref().map(|counters| counters.counts(entry)).unwrap_or_default()
+    }
+
+    /// Opens a chunk; `data_type` is what its values decode to.
+    ///
+    /// # Errors
+    /// A [`Miss`], which means: read it from the origin.
+    pub fn chunk(
+        &self,
+        file: FileId,
+        row_group: u32,
+        column: u32,
+        data_type: &DataType,
+    ) -> Result<CachedChunk, Miss> {
+        let entry = self.snapshot.lookup(file, row_group, column).ok_or(Miss::Absent)?;
+        let form = entry.form();
+        let bytes = self.snapshot.open_chunk(&entry).map_err(|miss| match miss {
+            stoa_shm::Miss::Absent => Miss::Absent,
+            stoa_shm::Miss::SegmentGone => Miss::SegmentGone,
+            stoa_shm::Miss::Corrupt(_) => Miss::Corrupt,
+        })?;
+        if let Some(counters) = &self.counters {
+            counters.record(&entry, u64::from(entry.rows()));
+        }
+        let bytes = Bytes::from_owner(bytes);
+        match form {
+            FORM_ARROW => ArrowChunk::open(bytes, data_type).map(CachedChunk::Arrow).map_err(
+                |error| {
+                    tracing::debug!(row_group, column, %error, "chunk unreadable");
+                    Miss::Corrupt
+                },
+            ),
+            FORM_PARQUET => Ok(CachedChunk::Parquet(bytes)),
+            _ => Err(Miss::UnknownForm),
+        }
+    }
+}

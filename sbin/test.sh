@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Everything that has to pass: formatting, lints, all tests, doctests, documentation.
+#
+# Installs what the tests need and lack, where that is possible without asking: protobuf-compiler
+# to build, etcd-server and etcd-client for the tests of clusters.
+# Inputs: --quick leaves out documentation, doctests and the slow tests (those named `slow_…`).
+#         CARGO_TARGET_DIR moves the build. STOA_TEST_ARGS goes to the test runner.
+# Falls back: to `cargo test` where cargo-nextest is missing; spelling and licences are checked
+# where `typos` and `cargo-deny` are installed.
+set -euo pipefail
+
+# shellcheck source=sbin/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+cd -- "$STOA_ROOT"
+
+quick=false
+for argument in "$@"; do
+    case "$argument" in
+    --quick) quick=true ;;
+    -h | --help)
+        sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+    *) die "unknown argument $argument; expected --quick" ;;
+    esac
+done
+
+step() {
+    say ""
+    say "== $* ($((SECONDS / 60)) min) =="
+}
+
+# Every step below builds the whole workspace in the dev profile: one selection of features, so
+# that DataFusion is compiled once.
+if [ "${CI:-}" = true ]; then
+    # Nothing is built twice there, so bookkeeping for it only costs time and space.
+    export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+fi
+
+need_build_tools
+missing=()
+command -v etcd >/dev/null 2>&1 || missing+=(etcd-server)
+command -v etcdctl >/dev/null 2>&1 || missing+=(etcd-client)
+if [ "${#missing[@]}" -gt 0 ]; then
+    # Debian starts an etcd of its own when the package is installed; the tests do not need it.
+    install_packages "${missing[@]}" ||
+        die "the tests need etcd; install it (Debian, Ubuntu: apt-get install ${missing[*]})"
+fi
+for component in rustfmt clippy; do
+    if ! cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
+        rustup component add "$component" </dev/null >&2 ||
+            die "$component is missing; install it (rustup component add $component)"
+    fi
+done
+
+step "formatting"
+cargo fmt --all --check
+
+if command -v typos >/dev/null 2>&1; then
+    step "spelling"
+    typos
+fi
+if command -v cargo-deny >/dev/null 2>&1; then
+    step "licences and advisories"
+    cargo deny check bans licenses sources
+fi
+
+step "lints"
+cargo clippy --workspace --all-targets --locked -- -D warnings </dev/null
+
+step "building the tests"
+# The tests start the stoa binary as separate processes.
+cargo build --workspace --all-targets --locked </dev/null
+
+step "tests"
+# Words of the runner's arguments are meant to be split.
+# shellcheck disable=SC2206
+extra=(${STOA_TEST_ARGS:-})
+if cargo nextest --version >/dev/null 2>&1; then
+    arguments=(--workspace --locked --no-fail-fast)
+    if "$quick"; then
+        arguments+=(-E 'not test(/slow_/)')
+    fi
+    cargo nextest run "${arguments[@]}" "${extra[@]}" </dev/null
+else
+    arguments=(--workspace --locked --no-fail-fast --all-targets)
+    if "$quick"; then
+        cargo test "${arguments[@]}" "${extra[@]}" -- --skip slow_ </dev/null
+    else
+        cargo test "${arguments[@]}" "${extra[@]}" </dev/null
+    fi
+fi
+
+if ! "$quick"; then
+    step "doctests"
+    cargo test --workspace --doc --locked </dev/null
+
+    step "documentation"
+    RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings" \
+        cargo doc --workspace --no-deps --locked </dev/null
+fi
+
+step "all passed"

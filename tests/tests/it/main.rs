@@ -1,0 +1,2 @@
+//! Hazards that cross crates and processes, in one binary: linking DataFusion is what costs.
+mod scan;
