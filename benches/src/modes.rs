@@ -136,13 +136,7 @@ impl Running {
     /// What the query fails with.
     pub async fn run(&self, sql: &str) -> Result<(Vec<RecordBatch>, Duration)> {
         let start = Instant::now();
-        let mut answer = vec![];
-        for statement in sql.split(';').map(str::trim).filter(|part| !part.is_empty()) {
-            let batches = self.session.sql(statement).await?.collect().await?;
-            if batches.iter().any(|batch| batch.num_rows() > 0) {
-                answer = batches;
-            }
-        }
+        let answer = self.session.sql(sql).await?.collect().await?;
         Ok((answer, start.elapsed()))
     }
 

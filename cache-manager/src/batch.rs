@@ -29,7 +29,8 @@ impl Batch {
     /// Memory that the batch needs on its way: what is fetched, what it decodes to, and that again
     /// laid out as a chunk of the cache.
     pub fn memory_bytes(&self) -> u64 {
-        self.compressed_bytes.saturating_add(self.bytes.saturating_mul(2))
+        self.compressed_bytes
+            .saturating_add(self.bytes.saturating_mul(2))
     }
 }
 
@@ -58,8 +59,14 @@ pub fn batches(wants: &[Want], fetch: &[usize], bytes_max: u64) -> Vec<Batch> {
     let mut batches = Vec::with_capacity(groups.len());
     for ((table, file, row_group), mut members) in groups {
         members.sort_by_key(|at| wants[*at].key.column);
-        let empty =
-            || Batch { table, file, row_group, wants: vec![], compressed_bytes: 0, bytes: 0 };
+        let empty = || Batch {
+            table,
+            file,
+            row_group,
+            wants: vec![],
+            compressed_bytes: 0,
+            bytes: 0,
+        };
         let mut batch = empty();
         for at in members {
             let want = &wants[at];
@@ -88,7 +95,11 @@ mod tests {
     fn want(table: usize, file: u32, row_group: u32, column: u32, bytes: u64) -> Want {
         let name = [b'f', table as u8, file as u8];
         Want {
-            key: ChunkKey { file: Arc::from(&name[..]), row_group, column },
+            key: ChunkKey {
+                file: Arc::from(&name[..]),
+                row_group,
+                column,
+            },
             table,
             also: vec![],
             file,
@@ -100,16 +111,27 @@ mod tests {
 
     #[test]
     fn columns_of_a_row_group_go_together_in_column_order() {
-        let wants = [want(0, 0, 1, 5, 10), want(0, 0, 0, 5, 10), want(0, 0, 1, 2, 10)];
+        let wants = [
+            want(0, 0, 1, 5, 10),
+            want(0, 0, 0, 5, 10),
+            want(0, 0, 1, 2, 10),
+        ];
         let batches = batches(&wants, &[0, 1, 2], 1 << 20);
-        let shape: Vec<_> = batches.iter().map(|b| (b.row_group, b.wants.clone())).collect();
+        let shape: Vec<_> = batches
+            .iter()
+            .map(|b| (b.row_group, b.wants.clone()))
+            .collect();
         assert_eq!(shape, [(1, vec![2, 0]), (0, vec![1])]);
         assert_eq!((batches[0].compressed_bytes, batches[0].bytes), (20, 60));
     }
 
     #[test]
     fn a_batch_is_bounded_but_a_large_chunk_is_not_lost() {
-        let wants = [want(0, 0, 0, 0, 60), want(0, 0, 0, 1, 500), want(0, 0, 0, 2, 40)];
+        let wants = [
+            want(0, 0, 0, 0, 60),
+            want(0, 0, 0, 1, 500),
+            want(0, 0, 0, 2, 40),
+        ];
         let batches = batches(&wants, &[0, 1, 2], 100);
         let shape: Vec<_> = batches.iter().map(|b| b.wants.clone()).collect();
         assert_eq!(shape, [vec![0], vec![1], vec![2]]);
@@ -117,9 +139,15 @@ mod tests {
 
     #[test]
     fn the_table_with_least_to_load_comes_first() {
-        let wants = [want(0, 0, 0, 0, 100), want(1, 0, 0, 0, 10), want(0, 0, 1, 0, 100)];
-        let order: Vec<_> =
-            batches(&wants, &[0, 1, 2], 1 << 20).iter().map(|b| (b.table, b.row_group)).collect();
+        let wants = [
+            want(0, 0, 0, 0, 100),
+            want(1, 0, 0, 0, 10),
+            want(0, 0, 1, 0, 100),
+        ];
+        let order: Vec<_> = batches(&wants, &[0, 1, 2], 1 << 20)
+            .iter()
+            .map(|b| (b.table, b.row_group))
+            .collect();
         assert_eq!(order, [(1, 0), (0, 0), (0, 1)]);
     }
 

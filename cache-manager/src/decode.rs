@@ -61,8 +61,7 @@ impl FileDecoder {
     pub fn new(metadata: &Arc<ParquetMetaData>) -> FileDecoder {
         let reader = guarded(|| {
             let file = metadata.file_metadata();
-            let schema =
-                parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())?;
+            let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())?;
             let options =
                 ArrowReaderOptions::new().with_schema(stoa_layout::decoded_schema(&schema));
             ArrowReaderMetadata::try_new(Arc::clone(metadata), options)
@@ -72,18 +71,27 @@ impl FileDecoder {
             Ok(Err(error)) => Err(error.to_string()),
             Err(panic) => Err(panic),
         };
-        FileDecoder { metadata: Arc::clone(metadata), reader }
+        FileDecoder {
+            metadata: Arc::clone(metadata),
+            reader,
+        }
     }
 
     /// Rows of a row group, checked.
     fn rows(&self, row_group: u32) -> Result<u32, Skipped> {
         let groups = self.metadata.row_groups();
         let group = groups.get(row_group as usize).ok_or_else(|| {
-            Skipped(format!("row group {row_group} is not in the file, which has {}", groups.len()))
+            Skipped(format!(
+                "row group {row_group} is not in the file, which has {}",
+                groups.len()
+            ))
         })?;
         let rows = group.num_rows();
         u32::try_from(rows).map_err(|_| {
-            Skipped(format!("row group {row_group} has {rows} rows, expected 0 to {}", u32::MAX))
+            Skipped(format!(
+                "row group {row_group} has {rows} rows, expected 0 to {}",
+                u32::MAX
+            ))
         })
     }
 
@@ -92,7 +100,9 @@ impl FileDecoder {
         let first = column as usize;
         if first >= schema.num_columns() {
             let largest = schema.num_columns().saturating_sub(1);
-            return Err(Skipped(format!("column {column} is not in the file, largest is {largest}")));
+            return Err(Skipped(format!(
+                "column {column} is not in the file, largest is {largest}"
+            )));
         }
         let root = schema.get_column_root_idx(first);
         if first > 0 && schema.get_column_root_idx(first - 1) == root {
@@ -136,13 +146,18 @@ impl FileDecoder {
             Ok(reader) => reader.clone(),
             Err(reason) => return Ok(as_parquet(Some(reason.clone()))),
         };
-        let fetched_file = FetchedFile { ranges: fetched.to_vec() };
-        let decoded = guarded(|| decode(reader, fetched_file, row_group, rows, leaves))
-            .map_err(Skipped)?;
+        let fetched_file = FetchedFile {
+            ranges: fetched.to_vec(),
+        };
+        let decoded =
+            guarded(|| decode(reader, fetched_file, row_group, rows, leaves)).map_err(Skipped)?;
         match decoded {
-            Ok(bytes) => {
-                Ok(EncodedChunk { form: Form::Arrow, rows, parts: vec![bytes], fallback: None })
-            }
+            Ok(bytes) => Ok(EncodedChunk {
+                form: Form::Arrow,
+                rows,
+                parts: vec![bytes],
+                fallback: None,
+            }),
             Err(Failed::Unsupported(reason)) => Ok(as_parquet(Some(reason))),
             Err(Failed::Damaged(reason)) => Err(Skipped(reason)),
         }
@@ -190,7 +205,10 @@ fn decode(
     let data_type = match batches.schema().fields().as_ref() {
         [field] => field.data_type().clone(),
         fields => {
-            return Err(Failed::Unsupported(format!("{} columns instead of 1", fields.len())));
+            return Err(Failed::Unsupported(format!(
+                "{} columns instead of 1",
+                fields.len()
+            )));
         }
     };
     let mut writer = ArrowChunkWriter::new(data_type.clone())?;
@@ -201,7 +219,9 @@ fn decode(
         writer.push(batch.column(0))?;
     }
     if found != u64::from(rows) {
-        return Err(Failed::Damaged(format!("{found} rows decoded, the footer says {rows}")));
+        return Err(Failed::Damaged(format!(
+            "{found} rows decoded, the footer says {rows}"
+        )));
     }
     validated(writer.finish()?, &data_type)
 }
@@ -232,7 +252,10 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())
             .or_else(|| panic.downcast_ref::<String>().cloned());
-        format!("the parquet parser panicked: {}", text.as_deref().unwrap_or("without a message"))
+        format!(
+            "the parquet parser panicked: {}",
+            text.as_deref().unwrap_or("without a message")
+        )
     })
 }
 
@@ -251,13 +274,19 @@ impl FetchedFile {
                 // Ranges of neighbouring leaves touch: the end of one is the start of the next.
                 (offset < bytes.len()).then(|| bytes.slice(offset..))
             })
-            .ok_or_else(|| ParquetError::EOF(format!("offset {start} is outside of the column chunk")))
+            .ok_or_else(|| {
+                ParquetError::EOF(format!("offset {start} is outside of the column chunk"))
+            })
     }
 }
 
 impl Length for FetchedFile {
     fn len(&self) -> u64 {
-        self.ranges.iter().map(|(at, bytes)| at + bytes.len() as u64).max().unwrap_or(0)
+        self.ranges
+            .iter()
+            .map(|(at, bytes)| at + bytes.len() as u64)
+            .max()
+            .unwrap_or(0)
     }
 }
 

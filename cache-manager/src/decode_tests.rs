@@ -18,17 +18,25 @@ fn batch() -> RecordBatch {
     let numbers: ArrayRef = Arc::new(Int64Array::from_iter(
         (0..ROWS as i64).map(|i| (i % 7 != 0).then_some(i * 3)),
     ));
-    let words: ArrayRef = Arc::new(StringArray::from_iter(
-        (0..ROWS).map(|i| (i % 5 != 0).then(|| format!("word number {}", i % 1000))),
-    ));
+    let words: ArrayRef =
+        Arc::new(StringArray::from_iter((0..ROWS).map(|i| {
+            (i % 5 != 0).then(|| format!("word number {}", i % 1000))
+        })));
     let pairs: ArrayRef = Arc::new(StructArray::from(vec![
-        (Arc::new(Field::new("a", numbers.data_type().clone(), true)), Arc::clone(&numbers)),
-        (Arc::new(Field::new("b", words.data_type().clone(), true)), Arc::clone(&words)),
+        (
+            Arc::new(Field::new("a", numbers.data_type().clone(), true)),
+            Arc::clone(&numbers),
+        ),
+        (
+            Arc::new(Field::new("b", words.data_type().clone(), true)),
+            Arc::clone(&words),
+        ),
     ]));
     let lists: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(
         (0..ROWS as i32).map(|i| (i % 3 != 0).then(|| (0..i % 4).map(Some).collect::<Vec<_>>())),
     ));
-    let flags: DictionaryArray<Int32Type> = (0..ROWS).map(|i| ["A", "B"].get(i % 3).copied()).collect();
+    let flags: DictionaryArray<Int32Type> =
+        (0..ROWS).map(|i| ["A", "B"].get(i % 3).copied()).collect();
     let columns = [
         ("number", numbers),
         ("pair", pairs),
@@ -36,8 +44,10 @@ fn batch() -> RecordBatch {
         ("list", lists),
         ("flag", Arc::new(flags) as ArrayRef),
     ];
-    let fields: Vec<Field> =
-        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
+    let fields: Vec<Field> = columns
+        .iter()
+        .map(|(name, array)| Field::new(*name, array.data_type().clone(), true))
+        .collect();
     RecordBatch::try_new(
         Arc::new(Schema::new(fields)),
         columns.into_iter().map(|(_, array)| array).collect(),
@@ -48,7 +58,9 @@ fn batch() -> RecordBatch {
 fn file() -> (Bytes, Arc<ParquetMetaData>) {
     let batch = batch();
     let mut bytes = vec![];
-    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(12_000)).build();
+    let properties = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(12_000))
+        .build();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
@@ -83,22 +95,34 @@ fn values(chunk: &EncodedChunk, data_type: &DataType) -> ArrayRef {
 fn a_column_decodes_to_what_was_written() {
     let (bytes, metadata) = file();
     let decoder = FileDecoder::new(&metadata);
-    let chunk = decoder.encode(1, 0, Form::Arrow, &fetch(&bytes, &decoder, 1, 0)).unwrap();
+    let chunk = decoder
+        .encode(1, 0, Form::Arrow, &fetch(&bytes, &decoder, 1, 0))
+        .unwrap();
     assert_eq!((chunk.form, chunk.rows), (Form::Arrow, 8_000));
     let found = values(&chunk, &DataType::Int64);
     let expected = batch().column(0).slice(12_000, 8_000);
-    assert_eq!(found.as_primitive::<Int64Type>(), expected.as_primitive::<Int64Type>());
+    assert_eq!(
+        found.as_primitive::<Int64Type>(),
+        expected.as_primitive::<Int64Type>()
+    );
 }
 
 #[test]
 fn strings_become_views() {
     let (bytes, metadata) = file();
     let decoder = FileDecoder::new(&metadata);
-    let chunk = decoder.encode(0, 3, Form::Arrow, &fetch(&bytes, &decoder, 0, 3)).unwrap();
+    let chunk = decoder
+        .encode(0, 3, Form::Arrow, &fetch(&bytes, &decoder, 0, 3))
+        .unwrap();
     let found = values(&chunk, &DataType::Utf8View);
     let batch = batch();
     let expected = batch.column(2).slice(0, 12_000);
-    assert!(found.as_string_view().iter().eq(expected.as_string::<i32>().iter()));
+    assert!(
+        found
+            .as_string_view()
+            .iter()
+            .eq(expected.as_string::<i32>().iter())
+    );
 }
 
 #[test]
@@ -106,11 +130,15 @@ fn nested_columns_are_fetched_and_decoded_whole() {
     let (bytes, metadata) = file();
     let decoder = FileDecoder::new(&metadata);
     assert_eq!(fetch(&bytes, &decoder, 0, 1).len(), 2);
-    let chunk = decoder.encode(0, 1, Form::Arrow, &fetch(&bytes, &decoder, 0, 1)).unwrap();
+    let chunk = decoder
+        .encode(0, 1, Form::Arrow, &fetch(&bytes, &decoder, 0, 1))
+        .unwrap();
     assert_eq!(chunk.form, Form::Arrow);
     let expected = batch().column(1).slice(0, 12_000);
     assert_eq!(&values(&chunk, expected.data_type()), &expected);
-    let chunk = decoder.encode(0, 4, Form::Arrow, &fetch(&bytes, &decoder, 0, 4)).unwrap();
+    let chunk = decoder
+        .encode(0, 4, Form::Arrow, &fetch(&bytes, &decoder, 0, 4))
+        .unwrap();
     let expected = batch().column(3).slice(0, 12_000);
     assert_eq!(&values(&chunk, expected.data_type()), &expected);
 }
@@ -122,7 +150,13 @@ fn the_parquet_form_is_the_bytes_of_the_file() {
     let fetched = fetch(&bytes, &decoder, 0, 1);
     let chunk = decoder.encode(0, 1, Form::Parquet, &fetched).unwrap();
     assert_eq!(chunk.form, Form::Parquet);
-    assert_eq!(chunk.parts, fetched.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>());
+    assert_eq!(
+        chunk.parts,
+        fetched
+            .into_iter()
+            .map(|(_, bytes)| bytes)
+            .collect::<Vec<_>>()
+    );
     assert_eq!(chunk.fallback, None);
 }
 
@@ -130,7 +164,9 @@ fn the_parquet_form_is_the_bytes_of_the_file() {
 fn a_type_without_arrow_form_falls_back_to_parquet() {
     let (bytes, metadata) = file();
     let decoder = FileDecoder::new(&metadata);
-    let chunk = decoder.encode(0, 5, Form::Arrow, &fetch(&bytes, &decoder, 0, 5)).unwrap();
+    let chunk = decoder
+        .encode(0, 5, Form::Arrow, &fetch(&bytes, &decoder, 0, 5))
+        .unwrap();
     assert_eq!(chunk.form, Form::Parquet);
     assert!(chunk.fallback.unwrap().contains("no arrow form"));
 }
@@ -161,11 +197,17 @@ fn references_out_of_bounds_are_named() {
     let (_, metadata) = file();
     let decoder = FileDecoder::new(&metadata);
     let reason = |row_group, column| {
-        decoder.encode(row_group, column, Form::Arrow, &[]).unwrap_err().0
+        decoder
+            .encode(row_group, column, Form::Arrow, &[])
+            .unwrap_err()
+            .0
     };
     assert_eq!(reason(2, 0), "row group 2 is not in the file, which has 2");
     assert_eq!(reason(0, 6), "column 6 is not in the file, largest is 5");
-    assert_eq!(reason(0, 2), "column 2 is not the first leaf of its root column");
+    assert_eq!(
+        reason(0, 2),
+        "column 2 is not the first leaf of its root column"
+    );
 }
 
 #[test]

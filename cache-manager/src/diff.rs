@@ -22,7 +22,9 @@ pub fn form_tag(form: Form) -> u8 {
 
 /// What `bytes` of a chunk take from the budget.
 pub fn footprint(bytes: u64) -> u64 {
-    bytes.next_multiple_of(stoa_shm::CHUNK_ALIGN).saturating_add(ENTRY_OVERHEAD_BYTES)
+    bytes
+        .next_multiple_of(stoa_shm::CHUNK_ALIGN)
+        .saturating_add(ENTRY_OVERHEAD_BYTES)
 }
 
 /// One chunk that a plan names, found in a table's catalog.
@@ -51,7 +53,9 @@ pub fn merge(lists: Vec<Vec<Want>>) -> Vec<Want> {
     for (table, list) in lists.into_iter().enumerate() {
         let length = list.len().max(1) as f64;
         ranked.extend(
-            list.into_iter().enumerate().map(|(at, want)| (at as f64 / length, table, want)),
+            list.into_iter()
+                .enumerate()
+                .map(|(at, want)| (at as f64 / length, table, want)),
         );
     }
     // Stable: equal ranks keep the order of tables, and a table's own order always holds.
@@ -99,6 +103,9 @@ pub struct Decision {
     pub blocked: Vec<usize>,
     /// Held and wanted no more, or without room.
     pub drop: Vec<ChunkKey>,
+    /// Sizes of held chunks without room: to be put into [`Known::sizes`], lest they are fetched
+    /// again on an estimate that says that they fit.
+    pub learned: Vec<(ChunkKey, u64)>,
     /// Footprint of what is kept, protected chunks included.
     pub keep_bytes: u64,
     /// Expected footprint of what is fetched.
@@ -147,6 +154,9 @@ pub fn decide(
         let footprint = footprint(bytes);
         if used.saturating_add(footprint) > budget_bytes {
             decision.left_out.push(at);
+            if location.is_some() && right_form {
+                decision.learned.push((want.key.clone(), bytes));
+            }
             continue;
         }
         used += footprint;
@@ -161,7 +171,11 @@ pub fn decide(
         }
     }
     decision.keep_bytes = used - decision.fetch_bytes;
-    decision.drop = held.keys().filter(|key| !stays.contains(key)).cloned().collect();
+    decision.drop = held
+        .keys()
+        .filter(|key| !stays.contains(key))
+        .cloned()
+        .collect();
     decision
 }
 
@@ -174,7 +188,11 @@ mod tests {
     use super::*;
 
     fn key(row_group: u32, column: u32) -> ChunkKey {
-        ChunkKey { file: Arc::from(&b"file"[..]), row_group, column }
+        ChunkKey {
+            file: Arc::from(&b"file"[..]),
+            row_group,
+            column,
+        }
     }
 
     fn want(row_group: u32, bytes: u64) -> Want {
@@ -190,11 +208,21 @@ mod tests {
     }
 
     fn location(length: u64, form: u8) -> ChunkLocation {
-        ChunkLocation { segment: SegmentId(1), offset: 64, length, form, checksum: 0, rows: 1 }
+        ChunkLocation {
+            segment: SegmentId(1),
+            offset: 64,
+            length,
+            form,
+            checksum: 0,
+            rows: 1,
+        }
     }
 
     fn held(chunks: &[(u32, u64)]) -> HashMap<ChunkKey, ChunkLocation> {
-        chunks.iter().map(|(rg, n)| (key(*rg, 0), location(*n, stoa_forms::FORM_ARROW))).collect()
+        chunks
+            .iter()
+            .map(|(rg, n)| (key(*rg, 0), location(*n, stoa_forms::FORM_ARROW)))
+            .collect()
     }
 
     fn budget(chunks: &[u64]) -> u64 {
@@ -216,7 +244,13 @@ mod tests {
     #[test]
     fn nothing_unplanned_is_dropped_while_a_plan_is_unknown() {
         let held = held(&[(7, 640)]);
-        let decision = decide(&[want(0, 640)], &held, &Known::default(), budget(&[640]), &|_| true);
+        let decision = decide(
+            &[want(0, 640)],
+            &held,
+            &Known::default(),
+            budget(&[640]),
+            &|_| true,
+        );
         assert!(decision.drop.is_empty());
         assert_eq!(decision.left_out, [0]);
     }
@@ -224,8 +258,13 @@ mod tests {
     #[test]
     fn what_fits_is_taken_by_priority_and_small_ones_pass_a_large_one() {
         let wants = [want(0, 640), want(1, 6400), want(2, 640), want(3, 640)];
-        let decision =
-            decide(&wants, &HashMap::new(), &Known::default(), budget(&[640, 640]), &|_| false);
+        let decision = decide(
+            &wants,
+            &HashMap::new(),
+            &Known::default(),
+            budget(&[640, 640]),
+            &|_| false,
+        );
         assert_eq!(decision.fetch, [0, 2]);
         assert_eq!(decision.left_out, [1, 3]);
     }
@@ -233,34 +272,64 @@ mod tests {
     #[test]
     fn a_more_wanted_chunk_displaces_a_held_one() {
         let wants = [want(0, 640), want(1, 640)];
-        let decision =
-            decide(&wants, &held(&[(1, 640)]), &Known::default(), budget(&[640]), &|_| false);
+        let decision = decide(
+            &wants,
+            &held(&[(1, 640)]),
+            &Known::default(),
+            budget(&[640]),
+            &|_| false,
+        );
         assert_eq!((decision.fetch, decision.left_out), (vec![0], vec![1]));
         assert_eq!(decision.drop, [key(1, 0)]);
     }
 
     #[test]
     fn sizes_found_out_before_replace_estimates() {
-        let known = Known { sizes: [(key(0, 0), 6400)].into(), ..Known::default() };
-        let decision =
-            decide(&[want(0, 64), want(1, 64)], &HashMap::new(), &known, budget(&[640]), &|_| false);
+        let known = Known {
+            sizes: [(key(0, 0), 6400)].into(),
+            ..Known::default()
+        };
+        let decision = decide(
+            &[want(0, 64), want(1, 64)],
+            &HashMap::new(),
+            &known,
+            budget(&[640]),
+            &|_| false,
+        );
         assert_eq!((decision.fetch, decision.left_out), (vec![1], vec![0]));
     }
 
     #[test]
     fn another_form_is_fetched_and_the_old_one_stays_meanwhile() {
         let held = [(key(0, 0), location(64, stoa_forms::FORM_PARQUET))].into();
-        let decision = decide(&[want(0, 640)], &held, &Known::default(), u64::MAX, &|_| false);
+        let decision = decide(&[want(0, 640)], &held, &Known::default(), u64::MAX, &|_| {
+            false
+        });
         assert_eq!((decision.fetch.len(), decision.drop.len()), (1, 0));
-        let known = Known { parquet_only: [key(0, 0)].into(), ..Known::default() };
-        assert_eq!(decide(&[want(0, 640)], &held, &known, u64::MAX, &|_| false).keep, [0]);
+        let known = Known {
+            parquet_only: [key(0, 0)].into(),
+            ..Known::default()
+        };
+        assert_eq!(
+            decide(&[want(0, 640)], &held, &known, u64::MAX, &|_| false).keep,
+            [0]
+        );
     }
 
     #[test]
     fn blocked_chunks_are_not_tried_and_not_lost() {
-        let known = Known { blocked: [key(0, 0), key(1, 0)].into(), ..Known::default() };
+        let known = Known {
+            blocked: [key(0, 0), key(1, 0)].into(),
+            ..Known::default()
+        };
         let held = [(key(1, 0), location(64, stoa_forms::FORM_PARQUET))].into();
-        let decision = decide(&[want(0, 64), want(1, 64)], &held, &known, u64::MAX, &|_| false);
+        let decision = decide(
+            &[want(0, 64), want(1, 64)],
+            &held,
+            &known,
+            u64::MAX,
+            &|_| false,
+        );
         assert_eq!((decision.blocked, decision.keep), (vec![0], vec![1]));
         assert!(decision.fetch.is_empty() && decision.drop.is_empty());
     }
@@ -268,7 +337,12 @@ mod tests {
     #[test]
     fn tables_share_by_relative_rank_and_shared_chunks_count_once() {
         let list = |table: usize, rgs: &[u32]| -> Vec<Want> {
-            rgs.iter().map(|rg| Want { table, ..want(*rg, 64) }).collect()
+            rgs.iter()
+                .map(|rg| Want {
+                    table,
+                    ..want(*rg, 64)
+                })
+                .collect()
         };
         let merged = merge(vec![list(0, &[0, 1, 2, 3]), list(1, &[10, 1])]);
         let order: Vec<u32> = merged.iter().map(|want| want.key.row_group).collect();
@@ -322,6 +396,7 @@ mod tests {
             for at in &decision.fetch {
                 settled.insert(wants[*at].key.clone(), location(wants[*at].bytes, stoa_forms::FORM_ARROW));
             }
+            let known = Known { sizes: decision.learned.into_iter().collect(), ..known };
             let again = decide(&wants, &settled, &known, budget, &|_| false);
             prop_assert!(again.fetch.is_empty() && again.drop.is_empty(), "{:?}", again);
         }

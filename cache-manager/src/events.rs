@@ -24,7 +24,10 @@ pub struct Looked {
 /// What somebody asks of the engine.
 pub(crate) enum Command {
     /// Look at these tables (none: all) now.
-    Look { tables: Vec<String>, reply: oneshot::Sender<Looked> },
+    Look {
+        tables: Vec<String>,
+        reply: oneshot::Sender<Looked>,
+    },
     /// The store has lost chunks: load them again.
     Reload,
 }
@@ -32,9 +35,17 @@ pub(crate) enum Command {
 /// Work that was given to a task, done.
 pub(crate) enum Done {
     /// A plan was read and matched with the files.
-    Resolved { table: String, target: PlanTarget, result: Result<Resolved, String> },
+    Resolved {
+        table: String,
+        target: PlanTarget,
+        result: Result<Resolved, String>,
+    },
     /// A table was looked at; `None` if nothing has changed.
-    Looked { table: String, at_unix_ms: u64, result: Result<Option<Resolved>, String> },
+    Looked {
+        table: String,
+        at_unix_ms: u64,
+        result: Result<Option<Resolved>, String>,
+    },
     /// Everything was hashed; so many chunks were damaged.
     Scrubbed { damaged: usize },
 }
@@ -110,9 +121,9 @@ fn read(entries: &[Entry]) -> Vec<CacheVersion> {
 fn in_words(health: &FollowHealth) -> Option<String> {
     match health {
         FollowHealth::Starting | FollowHealth::Connected => None,
-        FollowHealth::Unreachable { reason } => {
-            Some(format!("the metastore cannot be reached, what is held is served: {reason}"))
-        }
+        FollowHealth::Unreachable { reason } => Some(format!(
+            "the metastore cannot be reached, what is held is served: {reason}"
+        )),
         FollowHealth::Frozen(continuity) => Some(continuity.to_string()),
     }
 }

@@ -35,7 +35,11 @@ impl Failures {
     /// Waits `first` after the first failure of a chunk, then twice as long each time, at most
     /// `longest`.
     pub fn new(first: Duration, longest: Duration) -> Failures {
-        Failures { first, longest, chunks: HashMap::new() }
+        Failures {
+            first,
+            longest,
+            chunks: HashMap::new(),
+        }
     }
 
     /// Takes notice of a failure at `now`. `jitter` in 0..1 spreads retries of many workers; what
@@ -49,10 +53,20 @@ impl Failures {
         jitter: f64,
     ) {
         let attempts = self.chunks.get(&key).map_or(0, |failure| failure.attempts) + 1;
-        let wait = self.first.saturating_mul(1 << (attempts - 1).min(20)).min(self.longest);
+        let wait = self
+            .first
+            .saturating_mul(1 << (attempts - 1).min(20))
+            .min(self.longest);
         let wait = wait.mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0));
         let not_before = (remedy == Remedy::Retry).then(|| now + wait);
-        self.chunks.insert(key, Failure { attempts, not_before, reason });
+        self.chunks.insert(
+            key,
+            Failure {
+                attempts,
+                not_before,
+                reason,
+            },
+        );
     }
 
     /// Forgets a chunk that was had after all.
@@ -82,7 +96,10 @@ impl Failures {
 
     /// When the next chunk may be tried again, if any.
     pub fn next_retry(&self) -> Option<Instant> {
-        self.chunks.values().filter_map(|failure| failure.not_before).min()
+        self.chunks
+            .values()
+            .filter_map(|failure| failure.not_before)
+            .min()
     }
 
     /// Why a chunk failed.
@@ -108,7 +125,11 @@ mod tests {
     use super::*;
 
     fn key() -> ChunkKey {
-        ChunkKey { file: Arc::from(&b"f"[..]), row_group: 0, column: 0 }
+        ChunkKey {
+            file: Arc::from(&b"f"[..]),
+            row_group: 0,
+            column: 0,
+        }
     }
 
     #[test]

@@ -92,7 +92,8 @@ impl Fill {
     /// Begins to load `batches`, in their order.
     pub(crate) fn start(context: FillContext, batches: Arc<Vec<Batch>>) -> Fill {
         let limits = context.limits;
-        let memory_permits = (limits.memory_bytes / PERMIT_BYTES).clamp(1, u64::from(u32::MAX >> 4));
+        let memory_permits =
+            (limits.memory_bytes / PERMIT_BYTES).clamp(1, u64::from(u32::MAX >> 4));
         let shared = Arc::new(Shared {
             context,
             decoders: Mutex::default(),
@@ -125,7 +126,11 @@ impl Fill {
                 }
             }
         });
-        Fill { shared, results, task }
+        Fill {
+            shared,
+            results,
+            task,
+        }
     }
 
     /// The next batch, in any order; `None` when all are done.
@@ -146,21 +151,39 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Shared {
     async fn load(self: &Arc<Shared>, at: usize, batch: &Batch) -> Loaded {
-        let permits = batch.memory_bytes().div_ceil(PERMIT_BYTES).min(u64::from(self.memory_permits));
+        let permits = batch
+            .memory_bytes()
+            .div_ceil(PERMIT_BYTES)
+            .min(u64::from(self.memory_permits));
         let memory = Arc::clone(&self.memory)
             .acquire_many_owned((permits as u32).max(1))
             .await
             .expect("the semaphore is never closed");
         let (chunks, fetched_bytes) = match self.fetch(batch).await {
             Ok((fetched, bytes)) => (self.encode(batch, fetched).await, bytes),
-            Err(failed) => (batch.wants.iter().map(|want| (*want, Err(failed.clone()))).collect(), 0),
+            Err(failed) => (
+                batch
+                    .wants
+                    .iter()
+                    .map(|want| (*want, Err(failed.clone())))
+                    .collect(),
+                0,
+            ),
         };
-        Loaded { batch: at, chunks, fetched_bytes, memory }
+        Loaded {
+            batch: at,
+            chunks,
+            fetched_bytes,
+            memory,
+        }
     }
 
     /// The bytes of every chunk of the batch: for each, start and bytes of its ranges.
     async fn fetch(&self, batch: &Batch) -> Result<(Vec<Fetched>, u64), Failed> {
-        let never = |reason: String| Failed { reason, remedy: Remedy::Never };
+        let never = |reason: String| Failed {
+            reason,
+            remedy: Remedy::Never,
+        };
         let file = self
             .catalog(batch)
             .and_then(|catalog| catalog.files.get(batch.file as usize))
@@ -187,7 +210,11 @@ impl Shared {
                 Ok(of_chunk) => {
                     let first = ranges.len();
                     ranges.extend(of_chunk);
-                    fetched.push(Fetched { want, ranges: Ok(first..ranges.len()), bytes: vec![] });
+                    fetched.push(Fetched {
+                        want,
+                        ranges: Ok(first..ranges.len()),
+                        bytes: vec![],
+                    });
                 }
                 Err(error) => fetched.push(Fetched {
                     want,
@@ -196,20 +223,28 @@ impl Shared {
                 }),
             }
         }
-        let read = self.context.origin.read(&file.identity, &ranges).await.map_err(|error| {
-            let remedy = match error.kind() {
-                ErrorKind::Changed | ErrorKind::NotFound => {
-                    lock(&self.gone).insert(place);
-                    Remedy::Refresh
+        let read = self
+            .context
+            .origin
+            .read(&file.identity, &ranges)
+            .await
+            .map_err(|error| {
+                let remedy = match error.kind() {
+                    ErrorKind::Changed | ErrorKind::NotFound => {
+                        lock(&self.gone).insert(place);
+                        Remedy::Refresh
+                    }
+                    ErrorKind::Retry | ErrorKind::Config => {
+                        self.failures_in_row.fetch_add(1, Ordering::Relaxed);
+                        Remedy::Retry
+                    }
+                    ErrorKind::Other => Remedy::Never,
+                };
+                Failed {
+                    reason: error.to_string(),
+                    remedy,
                 }
-                ErrorKind::Retry | ErrorKind::Config => {
-                    self.failures_in_row.fetch_add(1, Ordering::Relaxed);
-                    Remedy::Retry
-                }
-                ErrorKind::Other => Remedy::Never,
-            };
-            Failed { reason: error.to_string(), remedy }
-        })?;
+            })?;
         self.failures_in_row.store(0, Ordering::Relaxed);
         let total = read.iter().map(|bytes| bytes.len() as u64).sum();
         for chunk in &mut fetched {
@@ -228,7 +263,11 @@ impl Shared {
         batch: &Batch,
         fetched: Vec<Fetched>,
     ) -> Vec<(usize, Result<EncodedChunk, Failed>)> {
-        let _turn = self.decoding.acquire().await.expect("the semaphore is never closed");
+        let _turn = self
+            .decoding
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
         let wants = batch.wants.clone();
         let (shared, table, file, row_group) =
             (Arc::clone(self), batch.table, batch.file, batch.row_group);
@@ -237,7 +276,9 @@ impl Shared {
             let decoder = decoder.get_or_init(|| {
                 // Present: the fetch found it.
                 let catalog = shared.context.catalogs[table].as_ref();
-                FileDecoder::new(&catalog.expect("a batch's table has a catalog").files[file as usize].metadata)
+                FileDecoder::new(
+                    &catalog.expect("a batch's table has a catalog").files[file as usize].metadata,
+                )
             });
             let encode = |chunk: Fetched| {
                 let want = &shared.context.wants[chunk.want];
@@ -250,9 +291,14 @@ impl Shared {
         })
         .await;
         encoded.unwrap_or_else(|panic| {
-            let failed =
-                Failed { reason: format!("decoding failed: {panic}"), remedy: Remedy::Never };
-            wants.into_iter().map(|want| (want, Err(failed.clone()))).collect()
+            let failed = Failed {
+                reason: format!("decoding failed: {panic}"),
+                remedy: Remedy::Never,
+            };
+            wants
+                .into_iter()
+                .map(|want| (want, Err(failed.clone())))
+                .collect()
         })
     }
 
@@ -282,5 +328,8 @@ fn encode_one(
 ) -> Result<EncodedChunk, Failed> {
     decoder
         .encode(row_group, column, form, fetched)
-        .map_err(|Skipped(reason)| Failed { reason, remedy: Remedy::Never })
+        .map_err(|Skipped(reason)| Failed {
+            reason,
+            remedy: Remedy::Never,
+        })
 }

@@ -21,7 +21,11 @@ pub(crate) fn write(dir: &Path, looks: &BTreeMap<String, u64>) -> io::Result<()>
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
     serde_json::to_writer(&mut file, looks)?;
     file.set_permissions(fs::Permissions::from_mode(0o440))?;
     drop(file);
@@ -33,7 +37,10 @@ pub(crate) fn write(dir: &Path, looks: &BTreeMap<String, u64>) -> io::Result<()>
 pub fn looks(dir: &Path) -> BTreeMap<String, u64> {
     let read = || -> io::Result<BTreeMap<String, u64>> {
         let file = fs::File::open(dir.join(LOOKS_FILE))?;
-        Ok(serde_json::from_reader(io::Read::take(file, LOOKS_BYTES_MAX))?)
+        Ok(serde_json::from_reader(io::Read::take(
+            file,
+            LOOKS_BYTES_MAX,
+        ))?)
     };
     read().unwrap_or_default()
 }

@@ -40,7 +40,10 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
 impl Counters {
     pub(crate) fn loaded(&self, took: Duration) {
         add(&self.loads, 1);
-        add(&self.load_micros, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        add(
+            &self.load_micros,
+            u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        );
     }
 
     /// The counts as metrics.
@@ -55,8 +58,11 @@ impl Counters {
                 .value(value(&self.stored_bytes)),
             Metric::counter("worker_chunks_fetched", "Chunks fetched and stored")
                 .value(value(&self.chunks_fetched)),
-            Metric::counter("worker_chunks_kept", "Chunks that a load found there already")
-                .value(value(&self.chunks_kept)),
+            Metric::counter(
+                "worker_chunks_kept",
+                "Chunks that a load found there already",
+            )
+            .value(value(&self.chunks_kept)),
             Metric::counter("worker_chunk_errors", "Chunks that could not be had")
                 .value(value(&self.chunks_failed)),
             Metric::counter(
@@ -64,7 +70,8 @@ impl Counters {
                 "Chunks kept as parquet though arrow was wanted",
             )
             .value(value(&self.chunks_fallen_back)),
-            Metric::counter("worker_loads", "Loads that came to their end").value(value(&self.loads)),
+            Metric::counter("worker_loads", "Loads that came to their end")
+                .value(value(&self.loads)),
             Metric::counter("worker_load", "Time spent loading")
                 .seconds()
                 .value(value(&self.load_micros) as f64 / 1e6),

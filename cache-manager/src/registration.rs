@@ -32,7 +32,9 @@ pub(crate) async fn run(
         () = keep_registered(&shared, &records, &record, &mut registered) => {}
     }
     if let Some(registration) = registered
-        && timeout(FAREWELL, records.deregister_worker(registration)).await.is_err()
+        && timeout(FAREWELL, records.deregister_worker(registration))
+            .await
+            .is_err()
     {
         tracing::debug!("the metastore did not take the farewell; the lease will run out");
     }

@@ -32,13 +32,23 @@ impl PlannedChunks {
                 .map_err(|error| format!("file {at} of the plan is no identity: {error}"))
         };
         Ok(PlannedChunks {
-            files: plan.files.iter().enumerate().map(file).collect::<Result<_, _>>()?,
+            files: plan
+                .files
+                .iter()
+                .enumerate()
+                .map(file)
+                .collect::<Result<_, _>>()?,
             chunks: plan
                 .chunks
                 .iter()
                 // A form that this build cannot make is replaced by the one that always works.
                 .map(|(file, row_group, column, form)| {
-                    (*file, *row_group, *column, form.parse().unwrap_or(Form::Parquet))
+                    (
+                        *file,
+                        *row_group,
+                        *column,
+                        form.parse().unwrap_or(Form::Parquet),
+                    )
                 })
                 .collect(),
         })
@@ -101,7 +111,10 @@ impl Sources {
             Some(known) if known.version.get() == target.version => known,
             known => {
                 let document = self.document(pointer, target).await?;
-                Arc::new(self.catalog(document, known.as_deref(), now_unix_ms).await?)
+                Arc::new(
+                    self.catalog(document, known.as_deref(), now_unix_ms)
+                        .await?,
+                )
             }
         };
         resolved_with(target, planned, catalog).await
@@ -113,9 +126,16 @@ impl Sources {
         target: PlanTarget,
     ) -> Result<LayoutDocument, String> {
         let table = pointer.table().map_err(|error| error.to_string())?;
-        let json = self.records.layout(table, target.version).await.map_err(|e| e.to_string())?;
+        let json = self
+            .records
+            .layout(table, target.version)
+            .await
+            .map_err(|e| e.to_string())?;
         let json = json.ok_or_else(|| {
-            format!("layout {} is not in the metastore; publish it again", pointer.table_version)
+            format!(
+                "layout {} is not in the metastore; publish it again",
+                pointer.table_version
+            )
         })?;
         LayoutDocument::from_json(&json).map_err(|error| error.to_string())
     }
@@ -131,12 +151,15 @@ impl Sources {
             Reuse::AsItIs(catalog) => return Ok(*catalog),
             Reuse::LookAgain(base) => match base.refresh(&self.origin, now_unix_ms).await {
                 Ok(Some(newer)) => newer,
-                Ok(None) => TableCatalog { looked_at_unix_ms: now_unix_ms, ..*base },
+                Ok(None) => TableCatalog {
+                    looked_at_unix_ms: now_unix_ms,
+                    ..*base
+                },
                 Err(error) => return Err(text(error)),
             },
-            Reuse::Nothing => {
-                TableCatalog::load(&self.origin, &document, now_unix_ms).await.map_err(text)?
-            }
+            Reuse::Nothing => TableCatalog::load(&self.origin, &document, now_unix_ms)
+                .await
+                .map_err(text)?,
         };
         Ok(loaded)
     }
@@ -188,14 +211,20 @@ pub(crate) async fn resolved_with(
     catalog: Arc<TableCatalog>,
 ) -> Result<Resolved, String> {
     let (of_plan, of_catalog) = (Arc::clone(&planned), Arc::clone(&catalog));
-    let (wants, missing) =
-        tokio::task::spawn_blocking(move || find_chunks(&of_plan, &of_catalog))
-            .await
-            .map_err(|panic| format!("the plan cannot be matched with the files: {panic}"))?;
+    let (wants, missing) = tokio::task::spawn_blocking(move || find_chunks(&of_plan, &of_catalog))
+        .await
+        .map_err(|panic| format!("the plan cannot be matched with the files: {panic}"))?;
     let known: HashSet<&ObjectIdentity> = catalog.files.iter().map(|file| &file.identity).collect();
     let differs = planned.files.iter().any(|file| !known.contains(file));
     let catalog = Some(Arc::clone(&catalog));
-    Ok(Resolved { target, planned, catalog, wants: Arc::new(wants), missing, differs })
+    Ok(Resolved {
+        target,
+        planned,
+        catalog,
+        wants: Arc::new(wants),
+        missing,
+        differs,
+    })
 }
 
 /// Finds each planned chunk in the catalog.
@@ -211,7 +240,12 @@ pub(crate) fn find_chunks(
         .files
         .iter()
         .enumerate()
-        .map(|(at, file)| ((file.identity.store.as_str(), file.identity.path.as_str()), at))
+        .map(|(at, file)| {
+            (
+                (file.identity.store.as_str(), file.identity.path.as_str()),
+                at,
+            )
+        })
         .collect();
     let files: Vec<Option<(u32, Arc<[u8]>)>> = planned
         .files
@@ -225,7 +259,12 @@ pub(crate) fn find_chunks(
     let estimates: HashMap<(ChunkRef, Form), (u64, u64)> = stoa_layout::wanted(catalog)
         .unwrap_or_default()
         .into_iter()
-        .map(|wanted| ((wanted.chunk, wanted.form), (wanted.bytes, wanted.compressed_bytes)))
+        .map(|wanted| {
+            (
+                (wanted.chunk, wanted.form),
+                (wanted.bytes, wanted.compressed_bytes),
+            )
+        })
         .collect();
     let mut wants = Vec::with_capacity(planned.chunks.len());
     let mut missing: Option<(u64, String)> = None;
@@ -245,14 +284,22 @@ pub(crate) fn find_chunks(
                 continue;
             }
         };
-        let chunk = ChunkRef { file: *at, row_group: *row_group, column: *column };
+        let chunk = ChunkRef {
+            file: *at,
+            row_group: *row_group,
+            column: *column,
+        };
         let compressed: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let (bytes, compressed_bytes) = estimates
             .get(&(chunk, *form))
             .copied()
             .unwrap_or_else(|| (guess(catalog, chunk, *form, compressed), compressed));
         wants.push(Want {
-            key: ChunkKey { file: Arc::clone(key), row_group: *row_group, column: *column },
+            key: ChunkKey {
+                file: Arc::clone(key),
+                row_group: *row_group,
+                column: *column,
+            },
             table: 0,
             also: vec![],
             file: *at,
@@ -271,10 +318,17 @@ fn guess(catalog: &TableCatalog, chunk: ChunkRef, form: Form, compressed: u64) -
     }
     let file = &catalog.files[chunk.file as usize];
     let group = file.metadata.row_group(chunk.row_group as usize);
-    let leaves = file.root(chunk.column).map_or(0..0, |root| root.leaf_range());
-    let plain: i64 = leaves.map(|leaf| group.column(leaf).uncompressed_size()).sum();
+    let leaves = file
+        .root(chunk.column)
+        .map_or(0..0, |root| root.leaf_range());
+    let plain: i64 = leaves
+        .map(|leaf| group.column(leaf).uncompressed_size())
+        .sum();
     // Dictionaries unfold; twice the pages is the usual order.
-    u64::try_from(plain).unwrap_or(0).saturating_mul(2).max(compressed)
+    u64::try_from(plain)
+        .unwrap_or(0)
+        .saturating_mul(2)
+        .max(compressed)
 }
 
 /// Whether a table's new catalog is published before its chunks are loaded, rather than with the
@@ -284,7 +338,9 @@ fn guess(catalog: &TableCatalog, chunk: ChunkRef, form: Form, compressed: u64) -
 /// chunks are there: until then the old one is read from memory. But where there is no old one, or
 /// where its files were overwritten and can no longer be read, the new one is better at once.
 pub(crate) fn shows_at_once(published: Option<&TableCatalog>, next: &TableCatalog) -> bool {
-    let Some(published) = published else { return true };
+    let Some(published) = published else {
+        return true;
+    };
     if published.version == next.version {
         return true;
     }
@@ -292,7 +348,10 @@ pub(crate) fn shows_at_once(published: Option<&TableCatalog>, next: &TableCatalo
         .files
         .iter()
         .map(|file| {
-            ((file.identity.store.as_str(), file.identity.path.as_str()), &file.identity)
+            (
+                (file.identity.store.as_str(), file.identity.path.as_str()),
+                &file.identity,
+            )
         })
         .collect();
     published.files.iter().any(|file| {

@@ -25,7 +25,9 @@ pub struct WorkerControl {
 
 impl std::fmt::Debug for WorkerControl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WorkerControl").field("worker", &self.shared.settings.id).finish()
+        f.debug_struct("WorkerControl")
+            .field("worker", &self.shared.settings.id)
+            .finish()
     }
 }
 
@@ -35,7 +37,11 @@ impl WorkerControl {
         records: Records,
         commands: mpsc::Sender<Command>,
     ) -> WorkerControl {
-        WorkerControl { shared, records, commands }
+        WorkerControl {
+            shared,
+            records,
+            commands,
+        }
     }
 
     /// What the worker holds and how far it is, without waiting for anything.
@@ -51,8 +57,12 @@ impl WorkerControl {
     /// If the worker has stopped.
     pub async fn look(&self, tables: Vec<String>) -> Result<Looked, ServiceError> {
         let (reply, answer) = oneshot::channel();
-        let stopped = || ServiceError::Failed(format!("worker {} has stopped", self.shared.settings.id));
-        self.commands.send(Command::Look { tables, reply }).await.map_err(|_| stopped())?;
+        let stopped =
+            || ServiceError::Failed(format!("worker {} has stopped", self.shared.settings.id));
+        self.commands
+            .send(Command::Look { tables, reply })
+            .await
+            .map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
     }
 
@@ -70,16 +80,26 @@ impl WorkerControl {
             })
             .await;
         self.shared.problem("pin", problem.clone());
-        PinReport { pinned, pinned_bytes: bytes, problem: problem.unwrap_or_default() }
+        PinReport {
+            pinned,
+            pinned_bytes: bytes,
+            problem: problem.unwrap_or_default(),
+        }
     }
 }
 
 #[stoa_control::async_trait]
 impl WorkerService for WorkerControl {
     async fn status(&self) -> Result<WorkerStatus, ServiceError> {
-        let (pinned, generation) =
-            self.shared.with_store(|store| (store.pinned(), store.generation())).await;
-        Ok(WorkerStatus { pinned, generation, ..self.status_now() })
+        let (pinned, generation) = self
+            .shared
+            .with_store(|store| (store.pinned(), store.generation()))
+            .await;
+        Ok(WorkerStatus {
+            pinned,
+            generation,
+            ..self.status_now()
+        })
     }
 
     async fn verify(&self) -> Result<VerifyReport, ServiceError> {
@@ -89,13 +109,21 @@ impl WorkerService for WorkerControl {
             .bad_chunks
             .iter()
             .map(|(key, reason)| format!("{}: {reason}", key.readable()))
-            .chain(report.bad_catalogs.iter().map(|(name, reason)| format!("catalog {name}: {reason}")))
+            .chain(
+                report
+                    .bad_catalogs
+                    .iter()
+                    .map(|(name, reason)| format!("catalog {name}: {reason}")),
+            )
             .chain(report.index_problem.clone())
             .collect();
         let damaged_chunks = damaged.len() as u64;
         damaged.truncate(DAMAGED_TOLD_MAX);
         if !report.is_clean() {
-            tracing::warn!(damaged_chunks, "verification found damage; it is loaded again");
+            tracing::warn!(
+                damaged_chunks,
+                "verification found damage; it is loaded again"
+            );
             // The engine is gone only when the worker stops.
             let _ = self.commands.send(Command::Reload).await;
         }
@@ -154,7 +182,10 @@ fn status(shared: &Shared, state: WorkerState, details: &Details) -> WorkerStatu
 }
 
 fn table_status(of: &TableState, looked_at_unix_ms: u64) -> TableStatus {
-    let (target, current) = (of.target.unwrap_or_default(), of.current.unwrap_or_default());
+    let (target, current) = (
+        of.target.unwrap_or_default(),
+        of.current.unwrap_or_default(),
+    );
     TableStatus {
         target_version: target.version,
         target_plan: target.plan,

@@ -87,7 +87,11 @@ impl WorkerSettings {
     /// [`Error::Setting`] with the name in the configuration, the value, and what is expected.
     pub fn validate(&self) -> Result<()> {
         let wrong = |key, value: String, reason: &str| {
-            Err(Error::Setting { key, value, reason: reason.into() })
+            Err(Error::Setting {
+                key,
+                value,
+                reason: reason.into(),
+            })
         };
         if self.id.is_empty() || self.id.contains('\0') {
             return wrong("worker.id", format!("{:?}", self.id), "expected a name");
@@ -97,10 +101,18 @@ impl WorkerSettings {
         }
         if self.capacity_bytes < CAPACITY_BYTES_MIN {
             let expected = format!("expected at least {CAPACITY_BYTES_MIN} bytes");
-            return wrong("cache.size", format!("{} bytes", self.capacity_bytes), &expected);
+            return wrong(
+                "cache.size",
+                format!("{} bytes", self.capacity_bytes),
+                &expected,
+            );
         }
         if self.heartbeat.is_zero() {
-            return wrong("heartbeat.period.seconds", "0".into(), "expected more than 0");
+            return wrong(
+                "heartbeat.period.seconds",
+                "0".into(),
+                "expected more than 0",
+            );
         }
         if self.lease_ttl <= self.heartbeat {
             let expected = format!(
@@ -110,7 +122,10 @@ impl WorkerSettings {
             let value = self.lease_ttl.as_secs_f64().to_string();
             return wrong("heartbeat.lease.ttl.seconds", value, &expected);
         }
-        if self.freshness.is_some_and(|freshness| freshness < Duration::from_millis(100)) {
+        if self
+            .freshness
+            .is_some_and(|freshness| freshness < Duration::from_millis(100))
+        {
             let expected = "expected at least 100ms, or snapshot to look never";
             return wrong("cache.freshness", format!("{:?}", self.freshness), expected);
         }
@@ -153,19 +168,34 @@ mod tests {
         good.validate().unwrap();
         let text = |settings: WorkerSettings| settings.validate().unwrap_err().to_string();
         assert_eq!(
-            text(WorkerSettings { capacity_bytes: 0, ..good.clone() }),
+            text(WorkerSettings {
+                capacity_bytes: 0,
+                ..good.clone()
+            }),
             "cache.size is 0 bytes: expected at least 1048576 bytes"
         );
         assert_eq!(
-            text(WorkerSettings { lease_ttl: Duration::from_secs(5), ..good.clone() }),
+            text(WorkerSettings {
+                lease_ttl: Duration::from_secs(5),
+                ..good.clone()
+            }),
             "heartbeat.lease.ttl.seconds is 5: expected more than heartbeat.period.seconds, which \
              is 10; twice that is usual"
         );
         assert_eq!(
-            text(WorkerSettings { fill_concurrency: 0, ..good.clone() }),
+            text(WorkerSettings {
+                fill_concurrency: 0,
+                ..good.clone()
+            }),
             "worker.fill.concurrency is 0: expected at least 1"
         );
-        assert_eq!(text(WorkerSettings { id: "".into(), ..good }), "worker.id is \"\": expected a name");
+        assert_eq!(
+            text(WorkerSettings {
+                id: "".into(),
+                ..good
+            }),
+            "worker.id is \"\": expected a name"
+        );
     }
 
     #[test]

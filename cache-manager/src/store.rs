@@ -135,11 +135,17 @@ impl Store {
             let Some(writer) = self.begin(bytes, expected_bytes)? else {
                 return Ok(Stored::NoRoom);
             };
-            self.open = Some(Open { writer, since: Instant::now() });
+            self.open = Some(Open {
+                writer,
+                since: Instant::now(),
+            });
         }
         let open = self.open.as_mut().expect("a segment was begun above");
         let parts: Vec<&[u8]> = chunk.parts.iter().map(|part| part.as_ref()).collect();
-        match open.writer.append_parts(key, form_tag(chunk.form), chunk.rows, &parts) {
+        match open
+            .writer
+            .append_parts(key, form_tag(chunk.form), chunk.rows, &parts)
+        {
             Ok(_) => Ok(Stored::Yes),
             Err(error) => {
                 // What was appended before is whole: keep it.
@@ -172,7 +178,9 @@ impl Store {
             match self.writer.new_segment(capacity) {
                 Ok(segment) => return Ok(Some(segment)),
                 Err(stoa_shm::Error::NoSpace { .. }) if capacity > needed => {
-                    capacity = (capacity / 2).next_multiple_of(stoa_shm::CHUNK_ALIGN).max(needed);
+                    capacity = (capacity / 2)
+                        .next_multiple_of(stoa_shm::CHUNK_ALIGN)
+                        .max(needed);
                 }
                 Err(error @ stoa_shm::Error::NoSpace { .. }) => {
                     tracing::warn!(%error, "the cache directory is full before cache.size is reached");
@@ -277,8 +285,16 @@ impl Store {
     fn commit(&mut self) -> stoa_shm::Result<MemoryReport> {
         if self.dirty {
             let contents = IndexContents {
-                chunks: self.held.iter().map(|(key, at)| (key.clone(), *at)).collect(),
-                catalogs: self.catalogs.iter().map(|(name, at)| (name.clone(), *at)).collect(),
+                chunks: self
+                    .held
+                    .iter()
+                    .map(|(key, at)| (key.clone(), *at))
+                    .collect(),
+                catalogs: self
+                    .catalogs
+                    .iter()
+                    .map(|(name, at)| (name.clone(), *at))
+                    .collect(),
             };
             self.writer.publish(contents)?;
             self.dirty = false;
@@ -300,7 +316,11 @@ impl Store {
     /// Copies the live chunks out of segments with too many dead bytes, as far as there is room,
     /// and publishes. Returns how many segments that were.
     pub(crate) fn compact(&mut self, short: bool) -> stoa_shm::Result<usize> {
-        let share = if short { DEAD_SHARE_MAX_WHEN_SHORT } else { DEAD_SHARE_MAX };
+        let share = if short {
+            DEAD_SHARE_MAX_WHEN_SHORT
+        } else {
+            DEAD_SHARE_MAX
+        };
         if self.dirty || self.open.is_some() {
             self.seal()?;
             self.commit()?;

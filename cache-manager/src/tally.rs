@@ -157,7 +157,11 @@ mod tests {
 
     fn want(table: usize, also: Vec<usize>, row_group: u32) -> Want {
         Want {
-            key: ChunkKey { file: Arc::from(&b"f"[..]), row_group, column: 0 },
+            key: ChunkKey {
+                file: Arc::from(&b"f"[..]),
+                row_group,
+                column: 0,
+            },
             table,
             also,
             file: 0,
@@ -170,10 +174,18 @@ mod tests {
     #[test]
     fn a_load_is_counted_to_its_end() {
         let wants = [want(0, vec![1], 0), want(0, vec![], 1), want(1, vec![], 2)];
-        let decision = Decision { keep: vec![0], fetch: vec![1], left_out: vec![2], ..Decision::default() };
+        let decision = Decision {
+            keep: vec![0],
+            fetch: vec![1],
+            left_out: vec![2],
+            ..Decision::default()
+        };
         let mut tally = Tally::new(2, &wants, &decision, |_| 80, "no room", |_| String::new());
         let first = tally.table(0).clone();
-        assert_eq!((first.chunks_total, first.chunks_done, first.kept), (2, 1, 1));
+        assert_eq!(
+            (first.chunks_total, first.chunks_done, first.kept),
+            (2, 1, 1)
+        );
         assert_eq!((first.bytes_total, first.bytes_done), (180, 80));
         assert!(!first.is_settled());
         assert!(tally.table(1).is_settled() && !tally.table(1).is_complete());
@@ -183,7 +195,10 @@ mod tests {
         tally.published(&wants[1], 1, 150);
         tally.published(&wants[1], 1, 150);
         let first = tally.table(0);
-        assert_eq!((first.chunks_done, first.bytes_done, first.bytes_total), (2, 230, 230));
+        assert_eq!(
+            (first.chunks_done, first.bytes_done, first.bytes_total),
+            (2, 230, 230)
+        );
         assert!(first.is_complete());
         assert_eq!(tally.table(1).chunks_done, 1);
     }

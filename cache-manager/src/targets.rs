@@ -31,7 +31,9 @@ impl Targets {
             let (table, target) = match (plan.table(), plan.target()) {
                 (Ok(table), Ok(target)) => (table.to_owned(), target),
                 (Err(error), _) | (_, Err(error)) => {
-                    observed.problems.push(format!("plan {} is ignored: {error}", plan.plan));
+                    observed
+                        .problems
+                        .push(format!("plan {} is ignored: {error}", plan.plan));
                     continue;
                 }
             };
@@ -52,7 +54,9 @@ impl Targets {
 
     /// The newest plan of every table.
     pub fn iter(&self) -> impl Iterator<Item = (&str, PlanTarget, &CacheVersion)> {
-        self.newest.iter().map(|(table, (target, plan))| (table.as_str(), *target, plan))
+        self.newest
+            .iter()
+            .map(|(table, (target, plan))| (table.as_str(), *target, plan))
     }
 
     /// The newest plan of one table.
@@ -80,7 +84,13 @@ mod tests {
             targets.observe([next]);
         }
         let (target, _) = targets.get("tpch.lineitem").unwrap();
-        assert_eq!(target, PlanTarget { plan: 11, version: 7 });
+        assert_eq!(
+            target,
+            PlanTarget {
+                plan: 11,
+                version: 7
+            }
+        );
     }
 
     #[test]
@@ -98,7 +108,9 @@ mod tests {
         assert!(observed.changed.is_empty());
         assert_eq!(
             observed.problems,
-            ["the metastore shows plan 5 of tpch.lineitem:2, older than plan 8 that is held here; kept"]
+            [
+                "the metastore shows plan 5 of tpch.lineitem:2, older than plan 8 that is held here; kept"
+            ]
         );
     }
 
@@ -120,7 +132,11 @@ mod tests {
     #[test]
     fn an_unreadable_plan_does_not_hide_the_others() {
         let mut targets = Targets::default();
-        let broken = CacheVersion { table_version: "x".into(), plan: 2, ..CacheVersion::default() };
+        let broken = CacheVersion {
+            table_version: "x".into(),
+            plan: 2,
+            ..CacheVersion::default()
+        };
         let observed = targets.observe([broken, plan(1, 1)]);
         assert_eq!((observed.changed.len(), observed.problems.len()), (1, 1));
         assert!(observed.problems[0].starts_with("plan 2 is ignored: invalid table version `x`"));

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use stoa_control::{Health, MetricsRegistry, Server, Services, serve_grpc, serve_http, worker_metrics};
+use stoa_control::{
+    Health, MetricsRegistry, Server, Services, serve_grpc, serve_http, worker_metrics,
+};
 use stoa_metastore::{
     Records, TableState, WorkerAddresses, WorkerPhase, WorkerRecord, WorkerState, keys,
     split_table_version,
@@ -93,9 +95,22 @@ impl Worker {
                 let _ended = ended;
                 engine.run().await;
             }),
-            tokio::spawn(registration::run(Arc::clone(&shared), records, record, stopped)),
+            tokio::spawn(registration::run(
+                Arc::clone(&shared),
+                records,
+                record,
+                stopped,
+            )),
         ];
-        Ok(WorkerHandle { shared, control, metrics, stop, tasks, grpc, http })
+        Ok(WorkerHandle {
+            shared,
+            control,
+            metrics,
+            stop,
+            tasks,
+            grpc,
+            http,
+        })
     }
 }
 
@@ -186,7 +201,8 @@ async fn serve(
             let control = control.clone();
             let health = move || {
                 let status = control.status_now();
-                if status.state == WorkerPhase::Degraded.to_string() || !status.problems.is_empty() {
+                if status.state == WorkerPhase::Degraded.to_string() || !status.problems.is_empty()
+                {
                     Health::Degraded(status.problems.join("; "))
                 } else {
                     Health::Healthy
@@ -249,14 +265,18 @@ impl WorkerHandle {
     /// # Errors
     /// [`Error::Table`] for text that is no table and version; [`Error::Stopped`].
     pub async fn wait_ready(&self, table_version: &str) -> Result<TableState> {
-        let (table, version) = split_table_version(table_version).map_err(|error| Error::Table {
-            table: table_version.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let (table, version) =
+            split_table_version(table_version).map_err(|error| Error::Table {
+                table: table_version.to_owned(),
+                reason: error.to_string(),
+            })?;
         let mut states = self.subscribe();
         let settled = |state: &WorkerState| {
             let busy = state.state == WorkerPhase::Loading;
-            state.tables.get(table).is_some_and(|table| is_settled(table, version, busy))
+            state
+                .tables
+                .get(table)
+                .is_some_and(|table| is_settled(table, version, busy))
         };
         tokio::select! {
             state = states.wait_for(settled) => match state {
@@ -275,7 +295,9 @@ impl WorkerHandle {
     }
 
     fn stopped(&self) -> Error {
-        Error::Stopped { id: self.shared.settings.id.clone() }
+        Error::Stopped {
+            id: self.shared.settings.id.clone(),
+        }
     }
 
     /// Stops the worker in order: nothing is lost that was stored, the registration ends at once,

@@ -40,12 +40,17 @@ async fn a_plan_is_loaded_and_readers_see_exactly_the_files_values() {
     // What the worker reports is in the metastore too.
     until("the state is published", async || {
         let states = world.records.states().await.unwrap();
-        states.iter().any(|state| state.id == WORKER && state.state == WorkerPhase::Ready)
+        states
+            .iter()
+            .any(|state| state.id == WORKER && state.state == WorkerPhase::Ready)
     })
     .await;
     assert!(worker.state().held_bytes >= state.held_bytes);
     worker.shutdown().await;
-    assert!(world.records.workers().await.unwrap().is_empty(), "the registration ends at once");
+    assert!(
+        world.records.workers().await.unwrap().is_empty(),
+        "the registration ends at once"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +61,9 @@ async fn one_column_more_fetches_that_column_only() {
     ready(&worker, &version).await;
     let before = world.origin.counters();
 
-    let catalog = world.publish_layout(TABLE, LOCATION, 2, &["number", "price", "word"]).await;
+    let catalog = world
+        .publish_layout(TABLE, LOCATION, 2, &["number", "price", "word"])
+        .await;
     let new_bytes: u64 = stoa_layout::wanted(&catalog)
         .unwrap()
         .iter()
@@ -68,7 +75,11 @@ async fn one_column_more_fetches_that_column_only() {
     assert_eq!((state.kept_chunks, state.fetched_chunks), (8, 4));
     let after = world.origin.counters();
     // The layout names the very files that are known: not even a footer is read again.
-    assert_eq!(after.get_requests - before.get_requests, 4, "one a row group");
+    assert_eq!(
+        after.get_requests - before.get_requests,
+        4,
+        "one a row group"
+    );
     assert_eq!(after.list_requests, before.list_requests);
     assert_eq!(after.bytes - before.bytes, new_bytes);
     assert_cached(&world.reader(), 1, "word", 1);
@@ -96,12 +107,19 @@ async fn a_restarted_worker_keeps_everything_without_a_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_dies_in_a_load_goes_on_where_it_was() {
     let mut world = World::with_table(4).await;
-    let settings = WorkerSettings { fill_concurrency: 1, ..world.settings(1 << 24) };
+    let settings = WorkerSettings {
+        fill_concurrency: 1,
+        ..world.settings(1 << 24)
+    };
     let worker = world.start(settings.clone()).await;
     world.store.delay_ms.store(60, Ordering::Relaxed);
     let version = world.load(1, &["number", "price", "word"]).await;
     until("some chunks are published", async || {
-        worker.state().tables.get(TABLE).is_some_and(|table| table.chunks_done > 6)
+        worker
+            .state()
+            .tables
+            .get(TABLE)
+            .is_some_and(|table| table.chunks_done > 6)
     })
     .await;
     // Not in order: the tasks just end.
@@ -129,14 +147,25 @@ async fn a_worker_that_dies_in_a_load_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_version_wins_in_the_middle_of_a_load() {
     let mut world = World::with_table(6).await;
-    let worker = world.start(WorkerSettings { fill_concurrency: 1, ..world.settings(CAPACITY) }).await;
+    let worker = world
+        .start(WorkerSettings {
+            fill_concurrency: 1,
+            ..world.settings(CAPACITY)
+        })
+        .await;
     let fifth = world.publish_layout(TABLE, LOCATION, 5, &["number"]).await;
     let sixth = world.publish_layout(TABLE, LOCATION, 6, &["price"]).await;
-    let seventh = world.publish_layout(TABLE, LOCATION, 7, &["number", "word"]).await;
+    let seventh = world
+        .publish_layout(TABLE, LOCATION, 7, &["number", "word"])
+        .await;
     world.store.delay_ms.store(40, Ordering::Relaxed);
     world.plan(&fifth, |_| true).await;
     until("the load has begun", async || {
-        worker.state().tables.get(TABLE).is_some_and(|table| table.fetched_chunks > 0)
+        worker
+            .state()
+            .tables
+            .get(TABLE)
+            .is_some_and(|table| table.fetched_chunks > 0)
     })
     .await;
     world.plan(&sixth, |_| true).await;
@@ -162,18 +191,42 @@ async fn what_fits_is_loaded_by_priority_and_the_rest_reported() {
     let version = world.load(1, &["number", "word", "price"]).await;
     let state = ready(&worker, &version).await;
     assert_eq!(worker.state().state, WorkerPhase::Degraded);
-    assert!(state.left_out.chunks > 0 && state.chunks_done > 8, "{state:?}");
+    assert!(
+        state.left_out.chunks > 0 && state.chunks_done > 8,
+        "{state:?}"
+    );
     assert_eq!(state.chunks_done + state.left_out.chunks, 24);
     assert_eq!(state.current, None);
-    assert!(state.left_out.reason.as_ref().unwrap().starts_with("no room"), "{state:?}");
-    assert!(worker.state().problems.iter().any(|problem| problem.contains("left out")));
+    assert!(
+        state
+            .left_out
+            .reason
+            .as_ref()
+            .unwrap()
+            .starts_with("no room"),
+        "{state:?}"
+    );
+    assert!(
+        worker
+            .state()
+            .problems
+            .iter()
+            .any(|problem| problem.contains("left out"))
+    );
     let reader = world.reader();
     for file in 0..4 {
         assert_cached(&reader, file, "number", file as i64);
     }
-    assert!((0..4).any(|file| count_cached(&reader, file, "price") < 2), "least wanted");
+    assert!(
+        (0..4).any(|file| count_cached(&reader, file, "price") < 2),
+        "least wanted"
+    );
     drop(reader);
-    assert!(world.used_bytes() <= capacity, "{} of {capacity}", world.used_bytes());
+    assert!(
+        world.used_bytes() <= capacity,
+        "{} of {capacity}",
+        world.used_bytes()
+    );
     // It stays that way: no chunk is fetched in vain again and again.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let before = world.origin.counters();
@@ -205,7 +258,9 @@ async fn memory_that_readers_keep_is_counted_and_used_once_they_let_go() {
     let version = world.load(1, &["word"]).await;
     ready(&worker, &version).await;
     let reader = world.reader();
-    let held: Vec<_> = (0..4).flat_map(|file| cached(&reader, TABLE, file, "word")).collect();
+    let held: Vec<_> = (0..4)
+        .flat_map(|file| cached(&reader, TABLE, file, "word"))
+        .collect();
     let view = reader.view();
     let version = world.load(2, &["number", "price"]).await;
     let state = ready(&worker, &version).await;
@@ -230,9 +285,13 @@ async fn an_object_overwritten_in_the_middle_is_noticed_and_followed() {
     let worker = world.start(world.settings(CAPACITY)).await;
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
-    let catalog = world.publish_layout(TABLE, LOCATION, 2, &["number", "word"]).await;
+    let catalog = world
+        .publish_layout(TABLE, LOCATION, 2, &["number", "word"])
+        .await;
     // Other content under the same path, after the plan was made.
-    world.put("numbers/1.parquet", parquet(&batch(41, ROWS), ROW_GROUP)).await;
+    world
+        .put("numbers/1.parquet", parquet(&batch(41, ROWS), ROW_GROUP))
+        .await;
     world.plan(&catalog, |_| true).await;
     until("the new content is cached", async || {
         let reader = world.reader();
@@ -240,7 +299,8 @@ async fn an_object_overwritten_in_the_middle_is_noticed_and_followed() {
         let table = view.table(&TableName::parse(TABLE).unwrap()).unwrap();
         table.catalog().version.get() == 2
             && (0..3).all(|file| {
-                count_cached(&reader, file, "number") == 2 && count_cached(&reader, file, "word") == 2
+                count_cached(&reader, file, "number") == 2
+                    && count_cached(&reader, file, "word") == 2
             })
     })
     .await;
@@ -249,21 +309,33 @@ async fn an_object_overwritten_in_the_middle_is_noticed_and_followed() {
         assert_cached(&reader, file, "number", seed);
         assert_cached(&reader, file, "word", seed);
     }
-    until("it is told", async || worker.state().state == WorkerPhase::Ready).await;
-    assert!(world.origin.counters().changed > 0, "it was noticed by its tag");
+    until("it is told", async || {
+        worker.state().state == WorkerPhase::Ready
+    })
+    .await;
+    assert!(
+        world.origin.counters().changed > 0,
+        "it was noticed by its tag"
+    );
     worker.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn appended_and_overwritten_files_show_within_the_freshness() {
     let mut world = World::with_table(2).await;
-    let settings =
-        WorkerSettings { freshness: Some(Duration::from_millis(200)), ..world.settings(CAPACITY) };
+    let settings = WorkerSettings {
+        freshness: Some(Duration::from_millis(200)),
+        ..world.settings(CAPACITY)
+    };
     let worker = world.start(settings).await;
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
-    world.put("numbers/1.parquet", parquet(&batch(7, ROWS), ROW_GROUP)).await;
-    world.put("numbers/2.parquet", parquet(&batch(8, ROWS), ROW_GROUP)).await;
+    world
+        .put("numbers/1.parquet", parquet(&batch(7, ROWS), ROW_GROUP))
+        .await;
+    world
+        .put("numbers/2.parquet", parquet(&batch(8, ROWS), ROW_GROUP))
+        .await;
     let reader = world.reader();
     until("the files are seen", async || {
         let view = reader.view();
@@ -273,7 +345,11 @@ async fn appended_and_overwritten_files_show_within_the_freshness() {
     .await;
     assert_cached(&reader, 0, "number", 0);
     assert_cached(&reader, 1, "number", 7);
-    assert_eq!(count_cached(&reader, 2, "number"), 0, "no plan names it yet");
+    assert_eq!(
+        count_cached(&reader, 2, "number"),
+        0,
+        "no plan names it yet"
+    );
     worker.shutdown().await;
 }
 
@@ -303,9 +379,16 @@ async fn a_plan_that_vanishes_drops_nothing() {
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
     worker.shutdown().await;
-    world.records.reset(stoa_metastore::keys::PLAN_PREFIXES).await.unwrap();
+    world
+        .records
+        .reset(stoa_metastore::keys::PLAN_PREFIXES)
+        .await
+        .unwrap();
     let worker = world.start(world.settings(CAPACITY)).await;
-    until("it has looked", async || worker.state().state == WorkerPhase::Idle).await;
+    until("it has looked", async || {
+        worker.state().state == WorkerPhase::Idle
+    })
+    .await;
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_cached(&world.reader(), 0, "number", 0);
     worker.shutdown().await;
@@ -317,16 +400,24 @@ async fn a_store_that_fails_is_asked_again() {
     let worker = world.start(world.settings(CAPACITY)).await;
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
-    let catalog = world.publish_layout(TABLE, LOCATION, 2, &["number", "price"]).await;
+    let catalog = world
+        .publish_layout(TABLE, LOCATION, 2, &["number", "price"])
+        .await;
     world.store.fails.store(true, Ordering::Relaxed);
     let version = world.plan(&catalog, |_| true).await;
     let state = ready(&worker, &version).await;
     assert_eq!(state.left_out.chunks, 4);
-    assert!(state.left_out.reason.as_ref().unwrap().contains("503"), "{state:?}");
+    assert!(
+        state.left_out.reason.as_ref().unwrap().contains("503"),
+        "{state:?}"
+    );
     // Hits go on meanwhile.
     assert_cached(&world.reader(), 1, "number", 1);
     world.store.fails.store(false, Ordering::Relaxed);
-    until("it is loaded", async || worker.state().state == WorkerPhase::Ready).await;
+    until("it is loaded", async || {
+        worker.state().state == WorkerPhase::Ready
+    })
+    .await;
     assert_cached(&world.reader(), 1, "price", 1);
     worker.shutdown().await;
 }
@@ -336,16 +427,29 @@ async fn a_plan_whose_layout_is_missing_is_told_and_tried_again() {
     let mut world = World::with_table(1).await;
     let worker = world.start(world.settings(CAPACITY)).await;
     let catalog = world.publish_layout(TABLE, LOCATION, 1, &["number"]).await;
-    world.records.reset(&[stoa_metastore::keys::LAYOUT_PREFIX, stoa_metastore::keys::LAYOUT_HEAD_PREFIX]).await.unwrap();
+    world
+        .records
+        .reset(&[
+            stoa_metastore::keys::LAYOUT_PREFIX,
+            stoa_metastore::keys::LAYOUT_HEAD_PREFIX,
+        ])
+        .await
+        .unwrap();
     let version = world.plan(&catalog, |_| true).await;
     until("it is told", async || {
         let state = worker.state();
         let table = state.tables.get(TABLE);
-        table.is_some_and(|table| table.error.as_deref()
-            == Some("layout test.numbers:1 is not in the metastore; publish it again"))
+        table.is_some_and(|table| {
+            table.error.as_deref()
+                == Some("layout test.numbers:1 is not in the metastore; publish it again")
+        })
     })
     .await;
-    world.records.publish_layout(TABLE, 1, &catalog.layout.to_json()).await.unwrap();
+    world
+        .records
+        .publish_layout(TABLE, 1, &catalog.layout.to_json())
+        .await
+        .unwrap();
     ready(&worker, &version).await;
     assert_eq!(worker.state().tables[TABLE].error, None);
     worker.shutdown().await;
@@ -358,19 +462,38 @@ async fn many_tables_are_loaded_side_by_side_and_dropped_one_by_one() {
     let mut versions = vec![];
     for table in ["a.x", "b.y:z", "c.ü/%"] {
         let prefix = format!("tables/{}", table.len());
-        world.put(&format!("{prefix}/0.parquet"), parquet(&batch(3, ROWS), ROW_GROUP)).await;
+        world
+            .put(
+                &format!("{prefix}/0.parquet"),
+                parquet(&batch(3, ROWS), ROW_GROUP),
+            )
+            .await;
         let location = format!("memory:///{prefix}/");
-        let catalog = world.publish_layout(table, &location, 1, &["number", "price"]).await;
+        let catalog = world
+            .publish_layout(table, &location, 1, &["number", "price"])
+            .await;
         versions.push(world.plan(&catalog, |_| true).await);
     }
     for version in &versions {
         assert_eq!(ready(&worker, version).await.chunks_done, 4);
     }
     world.unload(&versions[1]).await;
-    until("it is gone", async || world.reader().view().tables().count() == 2).await;
+    until("it is gone", async || {
+        world.reader().view().tables().count() == 2
+    })
+    .await;
     let reader = world.reader();
-    assert_eq!(cached(&reader, "a.x", 0, "price").iter().flatten().count(), 2);
-    assert_eq!(cached(&reader, "c.ü/%", 0, "price").iter().flatten().count(), 2);
+    assert_eq!(
+        cached(&reader, "a.x", 0, "price").iter().flatten().count(),
+        2
+    );
+    assert_eq!(
+        cached(&reader, "c.ü/%", 0, "price")
+            .iter()
+            .flatten()
+            .count(),
+        2
+    );
     worker.shutdown().await;
 }
 
@@ -381,11 +504,19 @@ async fn segments_with_dead_bytes_are_compacted() {
     let version = world.load(1, &["number", "price", "word"]).await;
     ready(&worker, &version).await;
     // Every second row group goes: no segment dies as a whole.
-    let version = world.load_where(2, &["number", "price", "word"], |chunk| chunk.chunk.row_group == 0).await;
+    let version = world
+        .load_where(2, &["number", "price", "word"], |chunk| {
+            chunk.chunk.row_group == 0
+        })
+        .await;
     let state = ready(&worker, &version).await;
     assert_eq!((state.kept_chunks, state.fetched_chunks), (18, 0));
     let held = worker.state().held_bytes;
-    assert!(held < state.held_bytes * 13 / 10, "{held} for {}", state.held_bytes);
+    assert!(
+        held < state.held_bytes * 13 / 10,
+        "{held} for {}",
+        state.held_bytes
+    );
     let reader = world.reader();
     for file in 0..6 {
         assert_eq!(count_cached(&reader, file, "word"), 1);
@@ -400,13 +531,24 @@ async fn a_lost_lease_is_taken_anew_and_the_cache_kept() {
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
     let lease = async || {
-        let entry = world.records.store().get(&stoa_metastore::keys::worker(WORKER)).await.unwrap();
+        let entry = world
+            .records
+            .store()
+            .get(&stoa_metastore::keys::worker(WORKER))
+            .await
+            .unwrap();
         entry.and_then(|entry| entry.lease)
     };
     let before = lease().await.unwrap();
     world.records.store().revoke_lease(before).await.unwrap();
-    until("it is registered again", async || lease().await.is_some_and(|now| now != before)).await;
-    until("its state is there again", async || !world.records.states().await.unwrap().is_empty()).await;
+    until("it is registered again", async || {
+        lease().await.is_some_and(|now| now != before)
+    })
+    .await;
+    until("its state is there again", async || {
+        !world.records.states().await.unwrap().is_empty()
+    })
+    .await;
     assert_eq!(worker.state().tables[TABLE].chunks_done, 2);
     worker.shutdown().await;
 }
@@ -445,7 +587,11 @@ async fn control_verifies_pins_refreshes_and_answers() {
     assert!(status.generation > 0 && status.tables[TABLE].looked_at_unix_ms > 0);
 
     let report = client.verify().await.unwrap();
-    assert_eq!((report.damaged_chunks, report.chunks), (0, 9), "8 chunks and a catalog");
+    assert_eq!(
+        (report.damaged_chunks, report.chunks),
+        (0, 9),
+        "8 chunks and a catalog"
+    );
 
     let pinned = client.pin().await.unwrap();
     assert!(pinned.pinned);
@@ -458,13 +604,21 @@ async fn control_verifies_pins_refreshes_and_answers() {
 
     let looked = client.refresh(vec![]).await.unwrap();
     assert_eq!(looked.unchanged, [TABLE]);
-    world.put("numbers/5.parquet", parquet(&batch(5, ROWS), ROW_GROUP)).await;
-    let looked = client.refresh(vec![TABLE.into(), "no.such".into()]).await.unwrap();
+    world
+        .put("numbers/5.parquet", parquet(&batch(5, ROWS), ROW_GROUP))
+        .await;
+    let looked = client
+        .refresh(vec![TABLE.into(), "no.such".into()])
+        .await
+        .unwrap();
     assert_eq!(looked.changed, [TABLE]);
     assert!(looked.failed["no.such"].starts_with("unknown table; this worker has test.numbers"));
 
     let metrics = worker.metrics().prometheus_text();
-    for line in ["stoa_worker_chunks_fetched_total 8", "stoa_worker_chunk_errors_total 0"] {
+    for line in [
+        "stoa_worker_chunks_fetched_total 8",
+        "stoa_worker_chunk_errors_total 0",
+    ] {
         assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
     }
     worker.shutdown().await;
@@ -476,23 +630,7 @@ async fn a_flipped_bit_is_found_dropped_and_loaded_again() {
     let worker = world.start(world.settings(CAPACITY)).await;
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
-    // In the largest segment, far from its ends.
-    let segment = std::fs::read_dir(world.cache.path())
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("seg-"))
-        .max_by_key(|entry| entry.metadata().unwrap().len())
-        .expect("a segment file")
-        .path();
-    {
-        use std::os::unix::fs::{FileExt, PermissionsExt};
-        std::fs::set_permissions(&segment, std::fs::Permissions::from_mode(0o640)).unwrap();
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(&segment).unwrap();
-        let middle = file.metadata().unwrap().len() / 3;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, middle).unwrap();
-        file.write_all_at(&[byte[0] ^ 4], middle).unwrap();
-    }
+    flip_a_bit(world.cache.path());
     use stoa_control::WorkerService;
     let report = worker.control().verify().await.unwrap();
     assert_eq!(report.damaged_chunks, 1, "{report:?}");
@@ -520,7 +658,11 @@ async fn damaged_pages_leave_out_their_chunk_only() {
     let worker = world.start(world.settings(CAPACITY)).await;
     let version = world.load(1, &["number", "price"]).await;
     let state = ready(&worker, &version).await;
-    assert_eq!((state.chunks_done, state.left_out.chunks), (7, 1), "{state:?}");
+    assert_eq!(
+        (state.chunks_done, state.left_out.chunks),
+        (7, 1),
+        "{state:?}"
+    );
     assert_eq!(count_cached(&world.reader(), 1, "number"), 1);
     assert_cached(&world.reader(), 1, "price", 1);
     worker.shutdown().await;
@@ -533,7 +675,11 @@ async fn a_worker_without_a_part_still_publishes_the_catalog() {
     let catalog = world.publish_layout(TABLE, LOCATION, 1, &["number"]).await;
     let others = BTreeMap::new();
     let version = catalog.table_version().to_string();
-    world.records.write_plan(&world.leadership, &version, 1, &others).await.unwrap();
+    world
+        .records
+        .write_plan(&world.leadership, &version, 1, &others)
+        .await
+        .unwrap();
     let state = ready(&worker, &version).await;
     assert_eq!(state.chunks_total, 0);
     assert_eq!(world.reader().view().tables().count(), 1);
@@ -543,18 +689,24 @@ async fn a_worker_without_a_part_still_publishes_the_catalog() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_for_files_that_are_newer_than_the_catalog_leads_to_a_look() {
     let mut world = World::with_table(1).await;
-    let settings =
-        WorkerSettings { freshness: Some(Duration::from_secs(3600)), ..world.settings(CAPACITY) };
+    let settings = WorkerSettings {
+        freshness: Some(Duration::from_secs(3600)),
+        ..world.settings(CAPACITY)
+    };
     let worker = world.start(settings).await;
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
-    world.put("numbers/1.parquet", parquet(&batch(1, ROWS), ROW_GROUP)).await;
+    world
+        .put("numbers/1.parquet", parquet(&batch(1, ROWS), ROW_GROUP))
+        .await;
     let mut document = stoa_layout::LayoutDocument::from_json(
         &world.records.layout(TABLE, 1).await.unwrap().unwrap(),
     )
     .unwrap();
     document.files.clear();
-    let newer = stoa_layout::TableCatalog::load(&world.own_origin, &document, 2).await.unwrap();
+    let newer = stoa_layout::TableCatalog::load(&world.own_origin, &document, 2)
+        .await
+        .unwrap();
     assert_eq!(newer.files.len(), 2);
     world.plan(&newer, |_| true).await;
     until("the new file is cached", async || {
@@ -580,12 +732,16 @@ async fn local_files_are_loaded_and_a_rewritten_one_is_noticed() {
     let version = world.plan(&catalog, |_| true).await;
     assert_eq!(ready(&worker, &version).await.chunks_done, 4);
     assert_cached(&world.reader(), 1, "number", 1);
-    let catalog = world.publish_layout(TABLE, &location, 2, &["number", "price"]).await;
+    let catalog = world
+        .publish_layout(TABLE, &location, 2, &["number", "price"])
+        .await;
     write(1, 9);
     world.plan(&catalog, |_| true).await;
     until("the rewritten file is cached", async || {
         worker.state().state == WorkerPhase::Ready
-            && worker.state().tables[TABLE].current.is_some_and(|current| current.version == 2)
+            && worker.state().tables[TABLE]
+                .current
+                .is_some_and(|current| current.version == 2)
             && count_cached(&world.reader(), 1, "price") == 2
     })
     .await;
@@ -595,4 +751,50 @@ async fn local_files_are_loaded_and_a_rewritten_one_is_noticed() {
         assert_cached(&reader, file, "price", seed);
     }
     worker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_is_found_by_the_slow_walk_too() {
+    let mut world = World::with_table(2).await;
+    let settings = WorkerSettings {
+        scrub_interval: Some(Duration::from_millis(200)),
+        ..world.settings(CAPACITY)
+    };
+    let worker = world.start(settings).await;
+    let version = world.load(1, &["number"]).await;
+    ready(&worker, &version).await;
+    flip_a_bit(world.cache.path());
+    until("it is found and loaded again", async || {
+        let state = worker.state();
+        state.state == WorkerPhase::Ready && state.tables[TABLE].fetched_chunks == 5
+    })
+    .await;
+    assert_cached(&world.reader(), 0, "number", 0);
+    assert_cached(&world.reader(), 1, "number", 1);
+    worker.shutdown().await;
+}
+
+/// Damages one chunk of the largest segment.
+fn flip_a_bit(cache: &std::path::Path) {
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    // In the largest segment, far from its ends.
+    let segment = std::fs::read_dir(cache)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("seg-"))
+        .max_by_key(|entry| entry.metadata().unwrap().len())
+        .expect("a segment file")
+        .path();
+    {
+        std::fs::set_permissions(&segment, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&segment)
+            .unwrap();
+        let middle = file.metadata().unwrap().len() / 3;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, middle).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], middle).unwrap();
+    }
 }

@@ -111,8 +111,9 @@ impl Context {
         let embedded = self.embedded().await?;
         if !embedded.is_owner() {
             return Err(Error::Busy(format!(
-                "another process owns {} or {}; stop it, or create the table there \
-                 (CREATE EXTERNAL TABLE … STORED AS STOA), or share the state with --etcd",
+                "another process runs the cache in {} with the state in {}: stop it first, or \
+                 share the state between processes with --etcd (inside `stoa sql`, CREATE EXTERNAL \
+                 TABLE … STORED AS STOA loads a table too)",
                 self.config.cache.location.display(),
                 self.state_directory().display()
             )));

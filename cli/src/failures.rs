@@ -63,17 +63,27 @@ impl From<stoa_control::Error> for Error {
 
 impl From<stoa_cache_manager::Error> for Error {
     fn from(error: stoa_cache_manager::Error) -> Error {
+        use stoa_cache_manager::Error as Worker;
         let text = chain(&error);
-        match error.is_locked() {
-            true => Error::Busy(text),
-            false => Error::Failed(text),
+        match error {
+            Worker::Setting { .. } | Worker::Refused { .. } => Error::Usage(text),
+            Worker::Cache(error) => error.into(),
+            Worker::Control(error) => error.into(),
+            _ => Error::Failed(text),
         }
     }
 }
 
 impl From<stoa_coordinator::Error> for Error {
     fn from(error: stoa_coordinator::Error) -> Error {
-        Error::Failed(chain(&error))
+        use stoa_coordinator::Error as Coordinator;
+        let text = chain(&error);
+        match error {
+            Coordinator::Settings { .. } => Error::Usage(text),
+            Coordinator::Metastore(error) => error.into(),
+            Coordinator::Control(error) => error.into(),
+            _ => Error::Failed(text),
+        }
     }
 }
 

@@ -62,7 +62,9 @@ pub(crate) fn bounded_homes(
 /// that are gone for now and keep theirs until their grace is over.
 fn keep(homes: &mut Homes, nodes: &mut Nodes, accepts_new: bool) {
     for unit in 0..homes.units.len() {
-        let Unit { bytes, previous, .. } = homes.units[unit];
+        let Unit {
+            bytes, previous, ..
+        } = homes.units[unit];
         if let Some(at) = previous
             && nodes[at].accepts_new == accepts_new
             && nodes[at].fits_within(bytes, u64::MAX)
@@ -76,13 +78,23 @@ fn keep(homes: &mut Homes, nodes: &mut Nodes, accepts_new: bool) {
 fn settle_the_homeless(homes: &mut Homes, nodes: &mut Nodes) {
     let mut company = most_of_each_group(homes);
     for unit in 0..homes.units.len() {
-        let Unit { group, bytes, home, .. } = homes.units[unit];
+        let Unit {
+            group, bytes, home, ..
+        } = homes.units[unit];
         if home.is_some() {
             continue;
         }
-        let fits = |node: usize| nodes[node].accepts_new && nodes[node].fits_within(bytes, nodes[node].limit);
+        let fits = |node: usize| {
+            nodes[node].accepts_new && nodes[node].fits_within(bytes, nodes[node].limit)
+        };
         let with_its_own = company.get(&group).copied().filter(|node| fits(*node));
-        let at = with_its_own.or_else(|| nodes.rank(group).iter().map(|rank| rank.node).find(|node| fits(*node)));
+        let at = with_its_own.or_else(|| {
+            nodes
+                .rank(group)
+                .iter()
+                .map(|rank| rank.node)
+                .find(|node| fits(*node))
+        });
         if let Some(at) = at {
             homes.settle(unit, at, nodes);
             company.entry(group).or_insert(at);
@@ -112,7 +124,11 @@ fn set_limits(homes: &Homes, nodes: &mut Nodes, load: f64) {
     let total: u128 = homes.units.iter().map(|unit| u128::from(unit.bytes)).sum();
     let on_the_gone: u128 = nodes.iter().map(|node| u128::from(node.reserved)).sum();
     let rest = total - on_the_gone;
-    let capacity: u128 = nodes.iter().filter(|node| node.accepts_new).map(|node| u128::from(node.capacity)).sum();
+    let capacity: u128 = nodes
+        .iter()
+        .filter(|node| node.accepts_new)
+        .map(|node| u128::from(node.capacity))
+        .sum();
     let mut groups: HashMap<u64, u64> = HashMap::new();
     for unit in &homes.units {
         *groups.entry(unit.group).or_default() += unit.bytes;
@@ -124,7 +140,9 @@ fn set_limits(homes: &Homes, nodes: &mut Nodes, load: f64) {
             node.limit = node.reserved;
         } else {
             // The share is at most the capacity: what is admitted fits into all of them together.
-            let share = (rest * u128::from(node.capacity)).checked_div(capacity).unwrap_or(0) as u64;
+            let share = (rest * u128::from(node.capacity))
+                .checked_div(capacity)
+                .unwrap_or(0) as u64;
             let bound = ((share as f64 * load) as u64).max(share.saturating_add(largest));
             node.share = share;
             node.limit = bound.min(node.capacity);
@@ -143,7 +161,9 @@ fn most_of_each_group(homes: &Homes) -> HashMap<u64, usize> {
             }
         }
     }
-    most.into_iter().map(|(group, (_, home))| (group, home)).collect()
+    most.into_iter()
+        .map(|(group, (_, home))| (group, home))
+        .collect()
 }
 
 /// A worker that joined, or grew, gets what ranks it highest, up to its share. Bounded load alone
@@ -160,8 +180,14 @@ fn draw_to_the_hungry(homes: &mut Homes, nodes: &mut Nodes, load: f64) {
     }
     let fullness = |reserved: u64, share: u64| reserved as f64 / share.max(1) as f64;
     for unit in 0..homes.units.len() {
-        let Unit { group, bytes, previous, home } = homes.units[unit];
-        let Some(home) = home.filter(|home| previous == Some(*home) && nodes[*home].accepts_new) else {
+        let Unit {
+            group,
+            bytes,
+            previous,
+            home,
+        } = homes.units[unit];
+        let Some(home) = home.filter(|home| previous == Some(*home) && nodes[*home].accepts_new)
+        else {
             continue;
         };
         let here = nodes.score(group, home);
@@ -196,7 +222,9 @@ pub(crate) fn absolute_homes(
     let quotas = quotas(&homes, &mains, nodes);
     let mut counts = vec![0usize; nodes.len()];
     for &unit in &mains {
-        let Unit { bytes, previous, .. } = homes.units[unit];
+        let Unit {
+            bytes, previous, ..
+        } = homes.units[unit];
         if let Some(at) = previous
             && counts[at] < quotas[at]
             && nodes[at].fits_within(bytes, u64::MAX)
@@ -209,13 +237,17 @@ pub(crate) fn absolute_homes(
     let mut is_main = vec![false; homes.units.len()];
     mains.iter().for_each(|unit| is_main[*unit] = true);
     for unit in (0..homes.units.len()).filter(|unit| !is_main[*unit]) {
-        let Unit { bytes, previous, .. } = homes.units[unit];
+        let Unit {
+            bytes, previous, ..
+        } = homes.units[unit];
         if let Some(at) = previous.filter(|at| nodes[*at].fits_within(bytes, u64::MAX)) {
             homes.settle(unit, at, nodes);
         }
     }
     for &unit in &mains {
-        let Unit { group, bytes, home, .. } = homes.units[unit];
+        let Unit {
+            group, bytes, home, ..
+        } = homes.units[unit];
         if home.is_some() {
             continue;
         }
@@ -223,7 +255,9 @@ pub(crate) fn absolute_homes(
         let fits = |node: &usize| nodes[*node].fits_within(bytes, u64::MAX);
         let ranked = || ranks.iter().map(|rank| rank.node).filter(fits);
         // Where capacity forbids the balance, the balance yields.
-        let at = ranked().find(|node| counts[*node] < quotas[*node]).or_else(|| ranked().min_by_key(|node| counts[*node]));
+        let at = ranked()
+            .find(|node| counts[*node] < quotas[*node])
+            .or_else(|| ranked().min_by_key(|node| counts[*node]));
         if let Some(at) = at {
             homes.settle(unit, at, nodes);
             counts[at] += 1;
@@ -231,8 +265,13 @@ pub(crate) fn absolute_homes(
     }
     let company = most_of_each_group(&homes);
     for unit in 0..homes.units.len() {
-        let Unit { group, bytes, home, .. } = homes.units[unit];
-        let at = company.get(&group).copied().filter(|at| nodes[*at].accepts_new && nodes[*at].fits_within(bytes, u64::MAX));
+        let Unit {
+            group, bytes, home, ..
+        } = homes.units[unit];
+        let at = company
+            .get(&group)
+            .copied()
+            .filter(|at| nodes[*at].accepts_new && nodes[*at].fits_within(bytes, u64::MAX));
         if let (None, Some(at)) = (home, at) {
             homes.settle(unit, at, nodes);
         }
@@ -267,7 +306,8 @@ fn quotas(homes: &Homes, mains: &[usize], nodes: &Nodes) -> Vec<usize> {
     let mut quotas = vec![0; nodes.len()];
     let mut left = mains.len();
     let ceiling = left.div_ceil(nodes.len().max(1));
-    let (mut taking, gone): (Vec<usize>, Vec<usize>) = (0..nodes.len()).partition(|node| nodes[*node].accepts_new);
+    let (mut taking, gone): (Vec<usize>, Vec<usize>) =
+        (0..nodes.len()).partition(|node| nodes[*node].accepts_new);
     for node in gone {
         quotas[node] = kept[node].min(ceiling);
         left -= quotas[node].min(left);

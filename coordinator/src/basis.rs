@@ -27,7 +27,8 @@ impl KnownBasis {
     /// The basis, if it is that of this plan.
     pub(crate) fn of(&self, pointer: &CacheVersion) -> Option<&Basis> {
         let believable = self.basis.correction.is_finite() && self.basis.correction > 0.0;
-        (believable && self.pointer == *pointer && self.basis.plan == pointer.plan).then_some(&self.basis)
+        (believable && self.pointer == *pointer && self.basis.plan == pointer.plan)
+            .then_some(&self.basis)
     }
 }
 
@@ -54,16 +55,25 @@ pub(crate) async fn write(
     pointer: &CacheVersion,
     basis: &Basis,
 ) -> Result<()> {
-    let known = KnownBasis { pointer: pointer.clone(), basis: basis.clone() };
+    let known = KnownBasis {
+        pointer: pointer.clone(),
+        basis: basis.clone(),
+    };
     let value = serde_json::to_vec(&known).expect("records serialise to JSON");
-    let txn = Txn { when: vec![leadership.fence()], then: vec![Op::put(key(table), value)] };
+    let txn = Txn {
+        when: vec![leadership.fence()],
+        then: vec![Op::put(key(table), value)],
+    };
     records.store().txn(txn).await?;
     Ok(())
 }
 
 /// Forgets what the plan of a table was made of.
 pub(crate) async fn remove(records: &Records, leadership: &Leadership, table: &str) -> Result<()> {
-    let txn = Txn { when: vec![leadership.fence()], then: vec![Op::delete(key(table))] };
+    let txn = Txn {
+        when: vec![leadership.fence()],
+        then: vec![Op::delete(key(table))],
+    };
     records.store().txn(txn).await?;
     Ok(())
 }
@@ -74,13 +84,38 @@ mod tests {
 
     #[test]
     fn a_basis_counts_for_its_own_plan_only() {
-        let pointer = CacheVersion { table_version: "a.b:1".into(), plan: 3, ..Default::default() };
-        let basis = Basis { plan: 3, correction: 1.5, ..Default::default() };
-        let known = KnownBasis { pointer: pointer.clone(), basis };
+        let pointer = CacheVersion {
+            table_version: "a.b:1".into(),
+            plan: 3,
+            ..Default::default()
+        };
+        let basis = Basis {
+            plan: 3,
+            correction: 1.5,
+            ..Default::default()
+        };
+        let known = KnownBasis {
+            pointer: pointer.clone(),
+            basis,
+        };
         assert!(known.of(&pointer).is_some());
         // The same number after a reset of the metastore, for another version.
-        assert!(known.of(&CacheVersion { table_version: "a.b:2".into(), ..pointer.clone() }).is_none());
-        assert!(known.of(&CacheVersion { plan: 4, ..pointer.clone() }).is_none());
+        assert!(
+            known
+                .of(&CacheVersion {
+                    table_version: "a.b:2".into(),
+                    ..pointer.clone()
+                })
+                .is_none()
+        );
+        assert!(
+            known
+                .of(&CacheVersion {
+                    plan: 4,
+                    ..pointer.clone()
+                })
+                .is_none()
+        );
         let mut broken = known.clone();
         broken.basis.correction = f64::NAN;
         assert!(broken.of(&pointer).is_none());

@@ -36,10 +36,26 @@ pub struct Coordinator {
 
 impl Coordinator {
     /// A candidate that does nothing until [`Coordinator::run`].
-    pub fn new(records: Records, origin: Origin, settings: CoordinatorSettings, clock: Arc<dyn Clock>) -> Coordinator {
-        let status = CoordinatorStatus { candidate: settings.candidate.clone(), ..Default::default() };
+    pub fn new(
+        records: Records,
+        origin: Origin,
+        settings: CoordinatorSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Coordinator {
+        let status = CoordinatorStatus {
+            candidate: settings.candidate.clone(),
+            ..Default::default()
+        };
         let status = watch::Sender::new(status);
-        Coordinator { shared: Arc::new(Shared { records, origin, settings, clock, status }) }
+        Coordinator {
+            shared: Arc::new(Shared {
+                records,
+                origin,
+                settings,
+                clock,
+                status,
+            }),
+        }
     }
 
     /// What it knows, as it changes.
@@ -61,7 +77,9 @@ impl Coordinator {
         shared.settings.check()?;
         tokio::pin!(shutdown);
         loop {
-            let campaign = shared.records.campaign(&shared.settings.candidate, shared.settings.election_ttl());
+            let campaign = shared
+                .records
+                .campaign(&shared.settings.candidate, shared.settings.election_ttl());
             let leadership = tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
@@ -91,9 +109,15 @@ impl Coordinator {
             }
             match end {
                 None => return Ok(()),
-                Some(Ok(End::Lost)) => tracing::warn!("not coordinator any more; campaigning again"),
-                Some(Err(Error::Metastore(error))) if error.kind() == ErrorKind::Config => return Err(error.into()),
-                Some(Err(error)) => tracing::warn!(%error, "term of office ended; campaigning again"),
+                Some(Ok(End::Lost)) => {
+                    tracing::warn!("not coordinator any more; campaigning again")
+                }
+                Some(Err(Error::Metastore(error))) if error.kind() == ErrorKind::Config => {
+                    return Err(error.into());
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "term of office ended; campaigning again")
+                }
             }
             tokio::select! {
                 biased;

@@ -8,162 +8,23 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use stoa_metastore::{CacheVersion, LoadRequest, WorkerRecord, WorkerState, all_reported};
+use stoa_metastore::{CacheVersion, WorkerRecord, WorkerState, all_reported};
 
 use crate::memory::{Memory, Unit};
 use crate::plan::PlanWorker;
 
+pub use crate::action::{Action, DecideSettings, Decision, Requested, Unreadable, View, Why};
+
 /// A capacity that changed by more than this factor makes the balance worth another look.
 const CAPACITY_CHANGE: f64 = 1.25;
 
-/// The times that decisions depend on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DecideSettings {
-    /// How long a worker that is gone keeps its share.
-    pub grace_ms: u64,
-    /// How long to wait after a worker joined.
-    pub settle_ms: u64,
-    /// The part of each capacity that plans leave free.
-    pub reserve_ratio: f64,
-}
-
-/// A load request as it stands in the metastore.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Requested {
-    /// What is wanted.
-    pub request: LoadRequest,
-    /// When it was written.
-    pub revision: i64,
-}
-
-/// Something in the place of a request that is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unreadable {
-    /// What stands there.
-    pub text: String,
-    /// What is wrong with it.
-    pub reason: String,
-    /// When it was written.
-    pub revision: i64,
-}
-
-/// What is seen in the metastore.
-#[derive(Clone, Debug, Default)]
-pub struct View {
-    /// What is wanted, by table.
-    pub requests: BTreeMap<String, Requested>,
-    /// What stands in place of requests and is none.
-    pub unreadable: Vec<Unreadable>,
-    /// The plans in force, by table.
-    pub in_force: BTreeMap<String, CacheVersion>,
-    /// The live workers, by id.
-    pub workers: BTreeMap<String, WorkerRecord>,
-    /// What they report, by id.
-    pub states: BTreeMap<String, WorkerState>,
-    /// Why the metastore is not to be believed: nothing is planned while it stands.
-    pub frozen: Option<String>,
-}
-
-/// Why a table is planned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// A version was asked for that is not in force.
-    NewVersion,
-    /// A worker is gone for longer than its grace.
-    WorkerGone(String),
-    /// A worker joined, or came back.
-    WorkerJoined(String),
-    /// A worker has another capacity.
-    CapacityChanged(String),
-    /// Workers reported actual sizes that make another plan better.
-    SizesCorrected,
-    /// Room became free for what was left out.
-    RoomFreed,
-}
-
-impl std::fmt::Display for Why {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Why::NewVersion => write!(f, "new version"),
-            Why::WorkerGone(worker) => write!(f, "worker {worker} is gone"),
-            Why::WorkerJoined(worker) => write!(f, "worker {worker} joined"),
-            Why::CapacityChanged(worker) => write!(f, "capacity of worker {worker} changed"),
-            Why::SizesCorrected => write!(f, "workers reported actual sizes"),
-            Why::RoomFreed => write!(f, "room became free"),
-        }
-    }
-}
-
-/// Something to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Read the footers of a version's files, in the background.
-    LoadCatalog {
-        /// The table.
-        table: String,
-        /// The version.
-        version: u64,
-    },
-    /// Find out what the plan in force, written by an earlier coordinator, gives each worker.
-    Adopt {
-        /// The table.
-        table: String,
-    },
-    /// Make a plan and put it in force.
-    WritePlan {
-        /// The table.
-        table: String,
-        /// The version.
-        version: u64,
-        /// Why now.
-        why: Why,
-        /// Who can take how much of it.
-        workers: Vec<PlanWorker>,
-        /// Actual bytes over estimated bytes.
-        correction: f64,
-    },
-    /// Put "drop this table" in force.
-    WriteUnloaded {
-        /// The table.
-        table: String,
-        /// The version, which is the one in force or later.
-        version: u64,
-    },
-    /// Remove plans that nobody needs any more.
-    Prune {
-        /// The table.
-        table: String,
-    },
-    /// Record that a request was refused.
-    Reject {
-        /// The request as it was written.
-        request: String,
-        /// Why.
-        reason: String,
-        /// When it was written.
-        revision: i64,
-    },
-}
-
-/// What to do now, and when to ask again at the latest.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Decision {
-    /// At most one of them writes a plan: the next one depends on it.
-    pub actions: Vec<Action>,
-    /// On the monotonic clock.
-    pub wake_ms: Option<u64>,
-    /// What tables wait for, in words, by table.
-    pub waiting: BTreeMap<String, String>,
-}
-
-impl Decision {
-    fn wake(&mut self, at_ms: u64) {
-        self.wake_ms = Some(self.wake_ms.map_or(at_ms, |wake| wake.min(at_ms)));
-    }
-}
-
 /// Decides what to do next. `now_ms` is on the monotonic clock.
-pub fn decide(memory: &mut Memory, view: &View, settings: &DecideSettings, now_ms: u64) -> Decision {
+pub fn decide(
+    memory: &mut Memory,
+    view: &View,
+    settings: &DecideSettings,
+    now_ms: u64,
+) -> Decision {
     let mut decision = Decision::default();
     if view.frozen.is_some() {
         return decision;
@@ -186,7 +47,16 @@ pub fn decide(memory: &mut Memory, view: &View, settings: &DecideSettings, now_m
     tables.sort_by_key(|(_, requested)| requested.revision);
     let reports = OnceCell::new();
     for (table, requested) in tables {
-        Table { memory, view, reports: &reports, settings, now_ms, table, requested }.decide(&mut decision);
+        Table {
+            memory,
+            view,
+            reports: &reports,
+            settings,
+            now_ms,
+            table,
+            requested,
+        }
+        .decide(&mut decision);
     }
     decision
 }
@@ -215,7 +85,10 @@ impl Table<'_> {
             if let Some(plan) = in_force.filter(|plan| !plan.unloaded) {
                 let version = plan.version().unwrap_or(wanted).max(wanted);
                 if self.is_due(version, decision) {
-                    decision.actions.push(Action::WriteUnloaded { table: self.table.to_owned(), version });
+                    decision.actions.push(Action::WriteUnloaded {
+                        table: self.table.to_owned(),
+                        version,
+                    });
                 }
                 return;
             }
@@ -238,50 +111,86 @@ impl Table<'_> {
     /// A layout that cannot be loaded is refused once, and tried again now and then: its files may
     /// be put right.
     fn reject_what_failed(&mut self, wanted: u64, decision: &mut Decision) {
-        let Some(failure) = self.memory.table(self.table).failure(wanted) else { return };
+        let Some(failure) = self.memory.table(self.table).failure(wanted) else {
+            return;
+        };
         if failure.is_passing {
             return;
         }
         let reason = failure.message.clone();
         if self.memory.rejects(self.requested.revision) {
             let request = self.requested.request.to_string();
-            decision.actions.push(Action::Reject { request, reason, revision: self.requested.revision });
+            decision.actions.push(Action::Reject {
+                request,
+                reason,
+                revision: self.requested.revision,
+            });
         }
     }
 
     /// Written by somebody who went around the transaction that keeps versions growing.
     fn reject_as_stale(&mut self, current: u64, decision: &mut Decision) {
         let given = self.requested.request.version;
-        let reason = stoa_metastore::Error::StaleVersion { table: self.table.to_owned(), current, given }.to_string();
-        decision.waiting.insert(self.table.to_owned(), reason.clone());
+        let reason = stoa_metastore::Error::StaleVersion {
+            table: self.table.to_owned(),
+            current,
+            given,
+        }
+        .to_string();
+        decision
+            .waiting
+            .insert(self.table.to_owned(), reason.clone());
         if self.memory.rejects(self.requested.revision) {
             let request = self.requested.request.to_string();
-            decision.actions.push(Action::Reject { request, reason, revision: self.requested.revision });
+            decision.actions.push(Action::Reject {
+                request,
+                reason,
+                revision: self.requested.revision,
+            });
         }
     }
 
     /// Why this table needs another plan, if it does.
     fn why(&mut self, in_force: Option<&CacheVersion>, wanted: u64) -> Option<Why> {
-        let Some(plan) = in_force.filter(|plan| !plan.unloaded && plan.version().ok() == Some(wanted)) else {
+        let Some(plan) =
+            in_force.filter(|plan| !plan.unloaded && plan.version().ok() == Some(wanted))
+        else {
             return Some(Why::NewVersion);
         };
-        let eligible: BTreeMap<String, u64> =
-            self.memory.eligible().map(|worker| (worker.id.clone(), worker.capacity_bytes)).collect();
-        if let Some(gone) = plan.parts.keys().find(|worker| !eligible.contains_key(*worker)) {
+        let eligible: BTreeMap<String, u64> = self
+            .memory
+            .eligible()
+            .map(|worker| (worker.id.clone(), worker.capacity_bytes))
+            .collect();
+        if let Some(gone) = plan
+            .parts
+            .keys()
+            .find(|worker| !eligible.contains_key(*worker))
+        {
             return Some(Why::WorkerGone(gone.clone()));
         }
         let memory = &*self.memory;
-        let can_take = |worker: &&String| memory.is_live(worker) && memory.table(self.table).can_make(worker, self.view);
-        if let Some(joined) = eligible.keys().filter(can_take).find(|worker| !plan.parts.contains_key(*worker)) {
+        let can_take = |worker: &&String| {
+            memory.is_live(worker) && memory.table(self.table).can_make(worker, self.view)
+        };
+        if let Some(joined) = eligible
+            .keys()
+            .filter(can_take)
+            .find(|worker| !plan.parts.contains_key(*worker))
+        {
             return Some(Why::WorkerJoined(joined.clone()));
         }
         let basis = memory.table(self.table).basis(plan.plan)?;
         let several = basis.capacities.len() > 1;
         for (worker, then) in &basis.capacities {
-            let Some(now) = eligible.get(worker).filter(|_| memory.is_live(worker)) else { continue };
+            let Some(now) = eligible.get(worker).filter(|_| memory.is_live(worker)) else {
+                continue;
+            };
             // Plans follow when they do not fit any more, or when the balance is far off. Room for
             // what was left out is another matter, see below.
-            let misfit = now < then && memory.planned_on(worker) > memory.usable_on(worker, self.settings.reserve_ratio);
+            let misfit = now < then
+                && memory.planned_on(worker)
+                    > memory.usable_on(worker, self.settings.reserve_ratio);
             let (now, then) = (*now as f64, *then as f64);
             if misfit || several && (now > then * CAPACITY_CHANGE || now * CAPACITY_CHANGE < then) {
                 return Some(Why::CapacityChanged(worker.clone()));
@@ -289,19 +198,29 @@ impl Table<'_> {
         }
         let correction = memory.correction_from_reports(self.table, plan, self.view);
         let free = memory.room_for(self.table, self.view, self.settings.reserve_ratio);
-        self.memory.table_mut(self.table).reconsider(plan.plan, correction, free)
+        self.memory
+            .table_mut(self.table)
+            .reconsider(plan.plan, correction, free)
     }
 
     fn plan(&mut self, why: Why, version: u64, decision: &mut Decision) {
         let table = self.table.to_owned();
         if !self.memory.anybody_live() {
-            decision.waiting.insert(table, "no worker is live".to_owned());
+            decision
+                .waiting
+                .insert(table, "no worker is live".to_owned());
             return;
         }
-        let settled_ms = self.memory.joined_ms().saturating_add(self.settings.settle_ms);
+        let settled_ms = self
+            .memory
+            .joined_ms()
+            .saturating_add(self.settings.settle_ms);
         if self.now_ms < settled_ms {
             decision.wake(settled_ms);
-            decision.waiting.insert(table, "waiting for workers that join at the same time".to_owned());
+            decision.waiting.insert(
+                table,
+                "waiting for workers that join at the same time".to_owned(),
+            );
             return;
         }
         if !self.is_due(version, decision) || !self.has_sizes(&table, version, decision) {
@@ -310,30 +229,56 @@ impl Table<'_> {
         // What other tables hold is known only once their plans are.
         let mut ready = true;
         for (other, plan) in &self.view.in_force {
-            if *other == table || plan.unloaded || self.memory.table(other).basis(plan.plan).is_some() {
+            if *other == table
+                || plan.unloaded
+                || self.memory.table(other).basis(plan.plan).is_some()
+            {
                 continue;
             }
-            let Ok(version) = plan.version() else { continue };
+            let Ok(version) = plan.version() else {
+                continue;
+            };
             if self.memory.table(other).failure(version).is_some() {
                 continue;
             }
             ready = false;
             if self.has_sizes(other, version, decision) {
-                push_once(&mut decision.actions, Action::Adopt { table: other.clone() });
+                push_once(
+                    &mut decision.actions,
+                    Action::Adopt {
+                        table: other.clone(),
+                    },
+                );
             }
         }
-        let writes = |action: &Action| matches!(action, Action::WritePlan { .. } | Action::WriteUnloaded { .. });
+        let writes = |action: &Action| {
+            matches!(
+                action,
+                Action::WritePlan { .. } | Action::WriteUnloaded { .. }
+            )
+        };
         if !ready || decision.actions.iter().any(writes) {
-            decision.waiting.insert(table, "waiting for the sizes of other tables".to_owned());
+            decision
+                .waiting
+                .insert(table, "waiting for the sizes of other tables".to_owned());
             return;
         }
         let workers = self.plan_workers();
         if !workers.iter().any(|worker| worker.accepts_new) {
-            decision.waiting.insert(table, "no live worker can make the forms it needs".to_owned());
+            decision.waiting.insert(
+                table,
+                "no live worker can make the forms it needs".to_owned(),
+            );
             return;
         }
         let correction = self.memory.table(&table).correction();
-        decision.actions.push(Action::WritePlan { table, version, why, workers, correction });
+        decision.actions.push(Action::WritePlan {
+            table,
+            version,
+            why,
+            workers,
+            correction,
+        });
     }
 
     /// Who can take how much.
@@ -345,10 +290,21 @@ impl Table<'_> {
             .eligible()
             .map(|Unit { id, .. }| PlanWorker {
                 id: id.clone(),
-                capacity_bytes: self.memory.room_on(self.table, id, self.view, self.settings.reserve_ratio),
+                capacity_bytes: self.memory.room_on(
+                    self.table,
+                    id,
+                    self.view,
+                    self.settings.reserve_ratio,
+                ),
                 accepts_new: self.memory.is_live(id),
             })
-            .filter(|worker| if worker.accepts_new { can_make(&worker.id) } else { has_a_part(&worker.id) })
+            .filter(|worker| {
+                if worker.accepts_new {
+                    can_make(&worker.id)
+                } else {
+                    has_a_part(&worker.id)
+                }
+            })
             .collect()
     }
 
@@ -359,9 +315,18 @@ impl Table<'_> {
             return true;
         }
         if !memory.is_loading(version) {
-            push_once(&mut decision.actions, Action::LoadCatalog { table: table.to_owned(), version });
+            push_once(
+                &mut decision.actions,
+                Action::LoadCatalog {
+                    table: table.to_owned(),
+                    version,
+                },
+            );
         }
-        decision.waiting.entry(table.to_owned()).or_insert_with(|| "reading footers".to_owned());
+        decision
+            .waiting
+            .entry(table.to_owned())
+            .or_insert_with(|| "reading footers".to_owned());
         false
     }
 
@@ -370,7 +335,9 @@ impl Table<'_> {
         match self.memory.table(self.table).failure(version) {
             Some(failure) if self.now_ms < failure.retry_ms => {
                 decision.wake(failure.retry_ms);
-                decision.waiting.insert(self.table.to_owned(), failure.message.clone());
+                decision
+                    .waiting
+                    .insert(self.table.to_owned(), failure.message.clone());
                 false
             }
             _ => true,
@@ -378,27 +345,54 @@ impl Table<'_> {
     }
 
     /// A plan of an earlier coordinator that does not fit has to be understood to be corrected.
-    fn adopt_if_overflowing(&mut self, in_force: Option<&CacheVersion>, version: u64, decision: &mut Decision) {
-        let Some(plan) = in_force.filter(|plan| !plan.unloaded) else { return };
+    fn adopt_if_overflowing(
+        &mut self,
+        in_force: Option<&CacheVersion>,
+        version: u64,
+        decision: &mut Decision,
+    ) {
+        let Some(plan) = in_force.filter(|plan| !plan.unloaded) else {
+            return;
+        };
         let unknown = self.memory.table(self.table).basis(plan.plan).is_none();
         if unknown
             && self.view.states.values().any(|state| {
-                state.tables.get(self.table).is_some_and(|table| table.left_out.chunks > 0)
+                state
+                    .tables
+                    .get(self.table)
+                    .is_some_and(|table| table.left_out.chunks > 0)
             })
             && self.is_due(version, decision)
             && self.has_sizes(self.table, version, decision)
         {
-            push_once(&mut decision.actions, Action::Adopt { table: self.table.to_owned() });
+            push_once(
+                &mut decision.actions,
+                Action::Adopt {
+                    table: self.table.to_owned(),
+                },
+            );
         }
     }
 
     fn prune(&mut self, in_force: Option<&CacheVersion>, decision: &mut Decision) {
-        let Some(plan) = in_force.filter(|plan| self.memory.table(self.table).pruned() < plan.plan) else { return };
-        let View { workers, states, .. } = self.view;
-        let all = || (workers.values().cloned().collect(), states.values().cloned().collect());
+        let Some(plan) = in_force.filter(|plan| self.memory.table(self.table).pruned() < plan.plan)
+        else {
+            return;
+        };
+        let View {
+            workers, states, ..
+        } = self.view;
+        let all = || {
+            (
+                workers.values().cloned().collect(),
+                states.values().cloned().collect(),
+            )
+        };
         let (workers, states) = self.reports.get_or_init(all);
         if all_reported(plan, workers, states) {
-            decision.actions.push(Action::Prune { table: self.table.to_owned() });
+            decision.actions.push(Action::Prune {
+                table: self.table.to_owned(),
+            });
         }
     }
 }
@@ -411,7 +405,10 @@ fn push_once(actions: &mut Vec<Action>, action: Action) {
 
 /// The ids of all workers that plans in force speak of.
 pub(crate) fn planned_workers(view: &View) -> BTreeSet<&String> {
-    view.in_force.values().flat_map(|plan| plan.parts.keys()).collect()
+    view.in_force
+        .values()
+        .flat_map(|plan| plan.parts.keys())
+        .collect()
 }
 
 #[cfg(test)]

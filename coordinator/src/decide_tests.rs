@@ -1,11 +1,15 @@
 //! The coordinator's decisions, played through with a clock of our own.
 
-use stoa_metastore::{LeftOut, PartPointer, PlanTarget, TableState, table_version};
+use stoa_metastore::{LeftOut, LoadRequest, PartPointer, PlanTarget, TableState, table_version};
 
 use super::*;
 use crate::memory::Basis;
 
-const SETTINGS: DecideSettings = DecideSettings { grace_ms: 60_000, settle_ms: 1_000, reserve_ratio: 0.0 };
+const SETTINGS: DecideSettings = DecideSettings {
+    grace_ms: 60_000,
+    settle_ms: 1_000,
+    reserve_ratio: 0.0,
+};
 const RETRY: (u64, u64) = (1_000, 60_000);
 
 /// A metastore and a shell in miniature: actions happen at once.
@@ -20,8 +24,13 @@ struct World {
 
 impl World {
     fn new(workers: &[&str]) -> World {
-        let mut world =
-            World { memory: Memory::new(), view: View::default(), now_ms: 0, revision: 0, bytes: 100 };
+        let mut world = World {
+            memory: Memory::new(),
+            view: View::default(),
+            now_ms: 0,
+            revision: 0,
+            bytes: 100,
+        };
         workers.iter().for_each(|id| world.join(id, 1_000));
         world.decide();
         world.now_ms += SETTINGS.settle_ms;
@@ -29,9 +38,19 @@ impl World {
     }
 
     fn join(&mut self, id: &str, capacity_bytes: u64) {
-        let record = WorkerRecord { id: id.to_owned(), capacity_bytes, ..Default::default() };
+        let record = WorkerRecord {
+            id: id.to_owned(),
+            capacity_bytes,
+            ..Default::default()
+        };
         self.view.workers.insert(id.to_owned(), record);
-        self.view.states.insert(id.to_owned(), WorkerState { id: id.to_owned(), ..Default::default() });
+        self.view.states.insert(
+            id.to_owned(),
+            WorkerState {
+                id: id.to_owned(),
+                ..Default::default()
+            },
+        );
     }
 
     fn leave(&mut self, id: &str) {
@@ -42,7 +61,13 @@ impl World {
     fn request(&mut self, text: &str) {
         self.revision += 1;
         let request: LoadRequest = text.parse().unwrap();
-        self.view.requests.insert(request.table.clone(), Requested { request, revision: self.revision });
+        self.view.requests.insert(
+            request.table.clone(),
+            Requested {
+                request,
+                revision: self.revision,
+            },
+        );
     }
 
     fn decide(&mut self) -> Decision {
@@ -71,9 +96,16 @@ impl World {
         match action {
             Action::LoadCatalog { table, version } => {
                 self.memory.catalog_loading(table, *version);
-                self.memory.catalog_loaded(table, *version, BTreeSet::from(["arrow"]));
+                self.memory
+                    .catalog_loaded(table, *version, BTreeSet::from(["arrow"]));
             }
-            Action::WritePlan { table, version, why, workers, correction } => {
+            Action::WritePlan {
+                table,
+                version,
+                why,
+                workers,
+                correction,
+            } => {
                 let ids = || workers.iter().map(|worker| worker.id.clone());
                 let plan = CacheVersion {
                     table_version: table_version(table, *version),
@@ -85,7 +117,9 @@ impl World {
                     plan: plan.plan,
                     capacities: self.memory.capacities(),
                     raw_bytes: ids().map(|id| (id, self.bytes)).collect(),
-                    room_bytes: self.memory.room_for(table, &self.view, SETTINGS.reserve_ratio),
+                    room_bytes: self
+                        .memory
+                        .room_for(table, &self.view, SETTINGS.reserve_ratio),
                     correction: *correction,
                     ..Basis::default()
                 };
@@ -104,9 +138,19 @@ impl World {
             }
             Action::Adopt { table } => {
                 let plan = self.view.in_force[table].clone();
-                let raw_bytes = plan.parts.keys().map(|id| (id.clone(), self.bytes)).collect();
-                let basis = Basis { plan: plan.plan, raw_bytes, correction: 1.0, ..Basis::default() };
-                self.memory.planned(table, plan.version().unwrap(), basis, None);
+                let raw_bytes = plan
+                    .parts
+                    .keys()
+                    .map(|id| (id.clone(), self.bytes))
+                    .collect();
+                let basis = Basis {
+                    plan: plan.plan,
+                    raw_bytes,
+                    correction: 1.0,
+                    ..Basis::default()
+                };
+                self.memory
+                    .planned(table, plan.version().unwrap(), basis, None);
             }
             Action::Prune { table } => self.memory.pruned(table, self.view.in_force[table].plan),
             Action::Reject { .. } => {}
@@ -114,7 +158,10 @@ impl World {
     }
 
     fn next(&self, table: &str) -> u64 {
-        self.view.in_force.get(table).map_or(1, |plan| plan.plan + 1)
+        self.view
+            .in_force
+            .get(table)
+            .map_or(1, |plan| plan.plan + 1)
     }
 
     /// All live workers of the table's plan are done with it.
@@ -139,7 +186,12 @@ impl World {
 
 fn planned(actions: &[Action]) -> Vec<(&str, u64, &Why)> {
     let planned = actions.iter().filter_map(|action| match action {
-        Action::WritePlan { table, version, why, .. } => Some((table.as_str(), *version, why)),
+        Action::WritePlan {
+            table,
+            version,
+            why,
+            ..
+        } => Some((table.as_str(), *version, why)),
         _ => None,
     });
     planned.collect()
@@ -166,7 +218,13 @@ fn a_request_is_planned_once_the_workers_have_settled() {
     world.join("w2", 1_000);
     assert_eq!(world.decide().wake_ms, Some(world.now_ms + 1_000));
     world.now_ms += 1_000;
-    assert_eq!(world.decide().actions, [Action::LoadCatalog { table: "a.b".into(), version: 1 }]);
+    assert_eq!(
+        world.decide().actions,
+        [Action::LoadCatalog {
+            table: "a.b".into(),
+            version: 1
+        }]
+    );
     let done = world.run();
     assert_eq!(planned(&done), [("a.b", 1, &Why::NewVersion)]);
     assert_eq!(workers_of(&done).len(), 2);
@@ -179,12 +237,24 @@ fn of_versions_that_arrive_during_a_load_the_last_is_planned() {
     let mut world = World::new(&["w1"]);
     world.request("a.b:5");
     let load = world.decide().actions;
-    assert_eq!(load, [Action::LoadCatalog { table: "a.b".into(), version: 5 }]);
+    assert_eq!(
+        load,
+        [Action::LoadCatalog {
+            table: "a.b".into(),
+            version: 5
+        }]
+    );
     world.memory.catalog_loading("a.b", 5);
     world.request("a.b:6");
     world.request("a.b:7");
     let load = world.decide().actions;
-    assert_eq!(load, [Action::LoadCatalog { table: "a.b".into(), version: 7 }]);
+    assert_eq!(
+        load,
+        [Action::LoadCatalog {
+            table: "a.b".into(),
+            version: 7
+        }]
+    );
     // The footers of 5 arrive after all, and nobody needs them.
     world.memory.catalog_loaded("a.b", 5, BTreeSet::new());
     assert_eq!(planned(&world.run()), [("a.b", 7, &Why::NewVersion)]);
@@ -228,7 +298,10 @@ fn a_worker_that_stays_away_is_planned_around_and_welcome_later() {
     world.join("w2", 1_000);
     world.run();
     world.now_ms += 1_000;
-    assert_eq!(planned(&world.run()), [("a.b", 1, &Why::WorkerJoined("w2".into()))]);
+    assert_eq!(
+        planned(&world.run()),
+        [("a.b", 1, &Why::WorkerJoined("w2".into()))]
+    );
     assert_eq!(world.run(), []);
 }
 
@@ -246,9 +319,16 @@ fn a_version_planned_during_a_grace_leaves_the_gone_what_it_has() {
             Action::WritePlan { table, workers, .. } if table == name => Some(workers),
             _ => None,
         });
-        workers.unwrap().iter().map(|worker| (worker.id.clone(), worker.accepts_new)).collect()
+        workers
+            .unwrap()
+            .iter()
+            .map(|worker| (worker.id.clone(), worker.accepts_new))
+            .collect()
     };
-    assert_eq!(of("a.b"), [("w1".to_owned(), true), ("w2".to_owned(), false)]);
+    assert_eq!(
+        of("a.b"),
+        [("w1".to_owned(), true), ("w2".to_owned(), false)]
+    );
     // It never had anything of the other table.
     assert_eq!(of("c.d"), [("w1".to_owned(), true)]);
 }
@@ -260,7 +340,10 @@ fn tables_share_the_capacity_first_come_first_served() {
     world.request("z.first:1");
     world.request("a.second:1");
     let done = world.run();
-    assert_eq!(planned(&done).iter().map(|p| p.0).collect::<Vec<_>>(), ["z.first", "a.second"]);
+    assert_eq!(
+        planned(&done).iter().map(|p| p.0).collect::<Vec<_>>(),
+        ["z.first", "a.second"]
+    );
     assert_eq!(workers_of(&done)[0].capacity_bytes, 400);
     // Its own share is not taken from a table's next version.
     world.request("z.first:2");
@@ -278,10 +361,19 @@ fn a_new_coordinator_asks_what_others_hold_before_it_plans_and_not_otherwise() {
     world.memory = Memory::new();
     world.decide();
     world.now_ms += 1_000;
-    assert_eq!(world.run(), [], "nothing to plan: nothing is asked of the origin");
+    assert_eq!(
+        world.run(),
+        [],
+        "nothing to plan: nothing is asked of the origin"
+    );
     world.request("c.d:2");
     let done = world.run();
-    assert_eq!(done[0], Action::Adopt { table: "a.b".into() });
+    assert_eq!(
+        done[0],
+        Action::Adopt {
+            table: "a.b".into()
+        }
+    );
     assert_eq!(planned(&done), [("c.d", 2, &Why::NewVersion)]);
     assert_eq!(workers_of(&done)[0].capacity_bytes, 900);
 }
@@ -292,11 +384,21 @@ fn another_table_that_cannot_be_read_does_not_block() {
     world.request("a.b:1");
     world.run();
     world.report("a.b", 700, LeftOut::default());
-    world.view.states.get_mut("w1").unwrap().tables.get_mut("a.b").unwrap().bytes_total = 700;
+    world
+        .view
+        .states
+        .get_mut("w1")
+        .unwrap()
+        .tables
+        .get_mut("a.b")
+        .unwrap()
+        .bytes_total = 700;
     world.memory = Memory::new();
     world.decide();
     world.now_ms += 1_000;
-    world.memory.failed("a.b", 1, "gone".into(), true, RETRY, world.now_ms);
+    world
+        .memory
+        .failed("a.b", 1, "gone".into(), true, RETRY, world.now_ms);
     world.request("c.d:1");
     // What the worker says of it will do.
     assert_eq!(workers_of(&world.run())[0].capacity_bytes, 300);
@@ -309,16 +411,27 @@ fn what_fails_is_tried_again_ever_more_slowly() {
     let mut pauses = Vec::new();
     for _ in 0..8 {
         let actions = world.decide().actions;
-        assert_eq!(actions, [Action::LoadCatalog { table: "a.b".into(), version: 1 }]);
+        assert_eq!(
+            actions,
+            [Action::LoadCatalog {
+                table: "a.b".into(),
+                version: 1
+            }]
+        );
         world.memory.catalog_loading("a.b", 1);
-        world.memory.failed("a.b", 1, "503".into(), true, RETRY, world.now_ms);
+        world
+            .memory
+            .failed("a.b", 1, "503".into(), true, RETRY, world.now_ms);
         let decision = world.decide();
         assert_eq!(decision.actions, []);
         assert_eq!(decision.waiting["a.b"], "503");
         pauses.push(decision.wake_ms.unwrap() - world.now_ms);
         world.now_ms = decision.wake_ms.unwrap();
     }
-    assert_eq!(pauses, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
+    assert_eq!(
+        pauses,
+        [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]
+    );
     assert_eq!(planned(&world.run()).len(), 1);
 }
 
@@ -328,14 +441,31 @@ fn a_layout_that_is_wrong_is_rejected_once_and_the_plan_in_force_stays() {
     world.request("a.b:1");
     world.run();
     world.request("a.b:2");
-    world.memory.failed("a.b", 2, "unknown column".into(), false, RETRY, world.now_ms);
+    world.memory.failed(
+        "a.b",
+        2,
+        "unknown column".into(),
+        false,
+        RETRY,
+        world.now_ms,
+    );
     let done = world.run();
-    let expected =
-        Action::Reject { request: "a.b:2".into(), reason: "unknown column".into(), revision: world.revision };
+    let expected = Action::Reject {
+        request: "a.b:2".into(),
+        reason: "unknown column".into(),
+        revision: world.revision,
+    };
     assert_eq!(done, [expected]);
     assert_eq!(world.view.in_force["a.b"].table_version, "a.b:1");
     world.now_ms += 60_000;
-    world.memory.failed("a.b", 2, "unknown column".into(), false, RETRY, world.now_ms);
+    world.memory.failed(
+        "a.b",
+        2,
+        "unknown column".into(),
+        false,
+        RETRY,
+        world.now_ms,
+    );
     assert_eq!(world.run(), []);
     // A version that is right again is not held back by the one before.
     world.request("a.b:3");
@@ -348,10 +478,16 @@ fn requests_that_went_around_the_rules_are_rejected() {
     world.request("a.b:3");
     world.run();
     world.request("a.b:2");
-    world.view.unreadable.push(Unreadable { text: "what".into(), reason: "no version".into(), revision: 77 });
+    world.view.unreadable.push(Unreadable {
+        text: "what".into(),
+        reason: "no version".into(),
+        revision: 77,
+    });
     let rejected = |actions: &[Action]| -> Vec<(String, String)> {
         let rejected = actions.iter().map(|action| match action {
-            Action::Reject { request, reason, .. } => (request.clone(), reason.clone()),
+            Action::Reject {
+                request, reason, ..
+            } => (request.clone(), reason.clone()),
             other => panic!("{other:?}"),
         });
         rejected.collect()
@@ -377,7 +513,18 @@ fn unloading_frees_the_room_and_loading_again_is_a_new_plan() {
     world.request("c.d:1");
     world.run();
     world.request("a.b:1 unloaded");
-    assert_eq!(world.run(), [Action::WriteUnloaded { table: "a.b".into(), version: 1 }, Action::Prune { table: "a.b".into() }]);
+    assert_eq!(
+        world.run(),
+        [
+            Action::WriteUnloaded {
+                table: "a.b".into(),
+                version: 1
+            },
+            Action::Prune {
+                table: "a.b".into()
+            }
+        ]
+    );
     assert_eq!(world.memory.room_on("c.d", "w1", &world.view, 0.0), 1_000);
     world.request("a.b:1");
     assert_eq!(planned(&world.run()), [("a.b", 1, &Why::NewVersion)]);
@@ -389,15 +536,29 @@ fn overflow_corrects_the_sizes_and_plans_again_but_not_for_ever() {
     world.request("a.b:1");
     world.run();
     // Estimated at 100 a worker; 60 of them turned out to be 120, and 40 did not fit.
-    let left_out = LeftOut { chunks: 4, bytes: 40, reason: Some("full".into()) };
+    let left_out = LeftOut {
+        chunks: 4,
+        bytes: 40,
+        reason: Some("full".into()),
+    };
     world.report("a.b", 120, left_out.clone());
     let done = world.run();
     assert_eq!(planned(&done), [("a.b", 1, &Why::SizesCorrected)]);
-    let Action::WritePlan { correction, .. } = &done[0] else { panic!("{done:?}") };
+    let Action::WritePlan { correction, .. } = &done[0] else {
+        panic!("{done:?}")
+    };
     assert_eq!(*correction, 2.0);
     // Half done is no reason to think again.
     world.report("a.b", 500, left_out.clone());
-    world.view.states.get_mut("w2").unwrap().tables.get_mut("a.b").unwrap().chunks_done = 1;
+    world
+        .view
+        .states
+        .get_mut("w2")
+        .unwrap()
+        .tables
+        .get_mut("a.b")
+        .unwrap()
+        .chunks_done = 1;
     assert_eq!(planned(&world.run()), []);
     // Every report finds chunks still larger; at some point it has to be good enough.
     let mut plans = 0;
@@ -415,7 +576,16 @@ fn estimates_that_were_too_high_let_more_in() {
     world.run();
     let plan = world.view.in_force["a.b"].plan;
     let basis = world.memory.table("a.b").basis(plan).unwrap().clone();
-    world.memory.planned("a.b", 1, Basis { left_out_chunks: 5, left_out_bytes: 50, ..basis }, None);
+    world.memory.planned(
+        "a.b",
+        1,
+        Basis {
+            left_out_chunks: 5,
+            left_out_bytes: 50,
+            ..basis
+        },
+        None,
+    );
     world.report("a.b", 50, LeftOut::default());
     assert_eq!(planned(&world.run()), [("a.b", 1, &Why::SizesCorrected)]);
 }
@@ -430,7 +600,15 @@ fn room_that_another_table_frees_is_used_for_what_was_left_out() {
     let plan = world.view.in_force["c.d"].plan;
     let basis = world.memory.table("c.d").basis(plan).unwrap().clone();
     assert_eq!(basis.room_bytes, 100);
-    world.memory.planned("c.d", 1, Basis { left_out_chunks: 5, ..basis }, None);
+    world.memory.planned(
+        "c.d",
+        1,
+        Basis {
+            left_out_chunks: 5,
+            ..basis
+        },
+        None,
+    );
     assert_eq!(world.run(), []);
     world.request("a.b:1 unloaded");
     assert_eq!(planned(&world.run()), [("c.d", 1, &Why::RoomFreed)]);
@@ -445,7 +623,10 @@ fn capacities_that_change_are_followed_when_it_matters() {
     let mut change = |capacity: u64| {
         world.join("w2", capacity);
         let done = world.run();
-        planned(&done).into_iter().map(|(_, _, why)| why.clone()).collect::<Vec<_>>()
+        planned(&done)
+            .into_iter()
+            .map(|(_, _, why)| why.clone())
+            .collect::<Vec<_>>()
     };
     assert_eq!(change(990), []);
     assert_eq!(change(1_100), []);
@@ -468,14 +649,30 @@ fn a_worker_says_itself_when_it_finds_less_room() {
 fn plans_are_pruned_once_everybody_has_reported() {
     let mut world = World::new(&["w1", "w2"]);
     world.request("a.b:1");
-    let has_pruned = |actions: &[Action]| actions.contains(&Action::Prune { table: "a.b".into() });
+    let has_pruned = |actions: &[Action]| {
+        actions.contains(&Action::Prune {
+            table: "a.b".into(),
+        })
+    };
     assert!(!has_pruned(&world.run()));
     world.report("a.b", 100, LeftOut::default());
     world.view.states.get_mut("w2").unwrap().tables.clear();
     assert!(!has_pruned(&world.run()));
-    let target = Some(PlanTarget { plan: world.view.in_force["a.b"].plan, version: 1 });
-    let state = TableState { target, ..TableState::default() };
-    world.view.states.get_mut("w2").unwrap().tables.insert("a.b".into(), state);
+    let target = Some(PlanTarget {
+        plan: world.view.in_force["a.b"].plan,
+        version: 1,
+    });
+    let state = TableState {
+        target,
+        ..TableState::default()
+    };
+    world
+        .view
+        .states
+        .get_mut("w2")
+        .unwrap()
+        .tables
+        .insert("a.b".into(), state);
     assert!(has_pruned(&world.run()));
     assert!(!has_pruned(&world.run()), "once is enough");
 }
@@ -497,7 +694,13 @@ fn workers_that_cannot_make_the_forms_are_passed_over() {
     world.view.workers.get_mut("w2").unwrap().formats = vec!["arrow".into(), "parquet".into()];
     world.request("a.b:1");
     let done = world.run();
-    assert_eq!(workers_of(&done).iter().map(|w| w.id.as_str()).collect::<Vec<_>>(), ["w2"]);
+    assert_eq!(
+        workers_of(&done)
+            .iter()
+            .map(|w| w.id.as_str())
+            .collect::<Vec<_>>(),
+        ["w2"]
+    );
     assert_eq!(world.run(), []);
 }
 

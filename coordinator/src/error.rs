@@ -16,7 +16,7 @@ pub enum Error {
         /// Table and version.
         table_version: String,
         /// What is wrong with it.
-        source: stoa_layout::Error,
+        source: Box<stoa_layout::Error>,
     },
     /// A document that is not the one its key names.
     #[error("layout {table_version} holds the document of {found}; publish it again")]
@@ -73,11 +73,14 @@ impl Error {
                         | Store::Corrupt { .. }
                 )
             }
-            Error::Layout { source: stoa_layout::Error::Origin(error), .. } => {
-                use stoa_origin::ErrorKind::{Changed, Retry};
-                matches!(error.kind(), Retry | Changed)
-            }
-            Error::Layout { source: stoa_layout::Error::Restless { .. }, .. } => true,
+            Error::Layout { source, .. } => match source.as_ref() {
+                stoa_layout::Error::Origin(error) => {
+                    use stoa_origin::ErrorKind::{Changed, Retry};
+                    matches!(error.kind(), Retry | Changed)
+                }
+                stoa_layout::Error::Restless { .. } => true,
+                _ => false,
+            },
             _ => false,
         }
     }

@@ -71,7 +71,12 @@ impl Coordinator {
                 })
                 .await
         });
-        Ok(CoordinatorHandle { coordinator, stop, task, servers })
+        Ok(CoordinatorHandle {
+            coordinator,
+            stop,
+            task,
+            servers,
+        })
     }
 }
 

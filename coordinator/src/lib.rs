@@ -15,6 +15,7 @@
 //! - **Nothing needs this crate to go on**: without a coordinator, workers serve what they hold.
 #![forbid(unsafe_code)]
 
+mod action;
 mod balance;
 mod basis;
 mod coordinator;
@@ -30,6 +31,7 @@ mod plan;
 mod settings;
 mod sized;
 mod status;
+mod table;
 mod term;
 mod view;
 

@@ -24,7 +24,10 @@ impl Term<'_> {
             let work = tokio::spawn(load(records, origin, table.clone(), version, now_ms));
             let abort = AbortOnDrop(work.abort_handle());
             let sized = work.await.unwrap_or_else(|panic| {
-                Err(Error::Died { table_version: table_version(&table, version), reason: panic.to_string() })
+                Err(Error::Died {
+                    table_version: table_version(&table, version),
+                    reason: panic.to_string(),
+                })
             });
             drop(abort);
             (table, version, sized)
@@ -62,18 +65,39 @@ async fn load(
     let named = table_version(&table, version);
     let Some(json) = records.layout(&table, version).await? else {
         let known = records.layouts(&table).await?;
-        return Err(StoreError::UnknownLayout { table_version: named, known }.into());
+        return Err(StoreError::UnknownLayout {
+            table_version: named,
+            known,
+        }
+        .into());
     };
-    let failed = |source| Error::Layout { table_version: named.clone(), source };
+    let failed = |source| Error::Layout {
+        table_version: named.clone(),
+        source: Box::new(source),
+    };
     let document = LayoutDocument::from_json(&json).map_err(failed)?;
     let found = document.table_version().to_string();
     if found != named {
-        return Err(Error::OtherLayout { table_version: named, found });
+        return Err(Error::OtherLayout {
+            table_version: named,
+            found,
+        });
     }
-    let catalog = TableCatalog::load(&origin, &document, now_unix_ms).await.map_err(failed)?;
+    let catalog = TableCatalog::load(&origin, &document, now_unix_ms)
+        .await
+        .map_err(failed)?;
     for file in &catalog.rejected {
-        tracing::warn!(table, version, url = file.url, reason = file.reason, "file rejected");
+        tracing::warn!(
+            table,
+            version,
+            url = file.url,
+            reason = file.reason,
+            "file rejected"
+        );
     }
     let sized = tokio::task::spawn_blocking(move || SizedTable::new(&catalog)).await;
-    sized.map_err(|panic| Error::Died { table_version: named.clone(), reason: panic.to_string() })?
+    sized.map_err(|panic| Error::Died {
+        table_version: named.clone(),
+        reason: panic.to_string(),
+    })?
 }

@@ -14,7 +14,11 @@ use crate::term::Term;
 
 impl Term<'_> {
     /// The parts of a plan in force. Damaged ones are passed over: what they placed is placed anew.
-    async fn parts_of(&mut self, table: &str, pointer: &CacheVersion) -> Result<Arc<BTreeMap<String, WorkerPlan>>> {
+    async fn parts_of(
+        &mut self,
+        table: &str,
+        pointer: &CacheVersion,
+    ) -> Result<Arc<BTreeMap<String, WorkerPlan>>> {
         if let Some((number, parts)) = self.parts.get(table)
             && *number == pointer.plan
         {
@@ -31,12 +35,20 @@ impl Term<'_> {
             }
         }
         let parts = Arc::new(parts);
-        self.parts.insert(table.to_owned(), (pointer.plan, Arc::clone(&parts)));
+        self.parts
+            .insert(table.to_owned(), (pointer.plan, Arc::clone(&parts)));
         Ok(parts)
     }
 
-    pub(crate) async fn adopt(&mut self, table: &str, version: u64, pointer: &CacheVersion) -> Result<()> {
-        let Some(sized) = self.sized.get(&(table.to_owned(), version)).cloned() else { return Ok(()) };
+    pub(crate) async fn adopt(
+        &mut self,
+        table: &str,
+        version: u64,
+        pointer: &CacheVersion,
+    ) -> Result<()> {
+        let Some(sized) = self.sized.get(&(table.to_owned(), version)).cloned() else {
+            return Ok(());
+        };
         let parts = self.parts_of(table, pointer).await?;
         let placed = sized.previous(&parts).len();
         let basis = Basis {
@@ -55,7 +67,8 @@ impl Term<'_> {
     }
 
     fn room_for(&self, table: &str) -> u64 {
-        self.memory.room_for(table, &self.view, self.shared.settings.reserve_ratio)
+        self.memory
+            .room_for(table, &self.view, self.shared.settings.reserve_ratio)
     }
 
     /// Whether the plan in force is the one that was decided upon; takes a look at the truth.
@@ -82,7 +95,11 @@ impl Term<'_> {
             return Ok(());
         }
         let number = self.next_number(table);
-        let written = self.shared.records.write_unloaded(self.leadership, &table_version(table, version), number).await?;
+        let written = self
+            .shared
+            .records
+            .write_unloaded(self.leadership, &table_version(table, version), number)
+            .await?;
         tracing::info!(table, version, plan = number, "table unloaded");
         self.memory.unloaded(table);
         if let Err(error) = basis::remove(&self.shared.records, self.leadership, table).await {
@@ -92,8 +109,17 @@ impl Term<'_> {
         Ok(())
     }
 
-    pub(crate) async fn write_plan(&mut self, table: &str, version: u64, why: Why, workers: &[PlanWorker], correction: f64) -> Result<()> {
-        let Some(sized) = self.sized.get(&(table.to_owned(), version)).cloned() else { return Ok(()) };
+    pub(crate) async fn write_plan(
+        &mut self,
+        table: &str,
+        version: u64,
+        why: Why,
+        workers: &[PlanWorker],
+        correction: f64,
+    ) -> Result<()> {
+        let Some(sized) = self.sized.get(&(table.to_owned(), version)).cloned() else {
+            return Ok(());
+        };
         if !self.is_as_seen(table).await? {
             return Ok(());
         }
@@ -103,24 +129,36 @@ impl Term<'_> {
             None => Arc::default(),
         };
         let (made, basis, plans) = {
-            let (sized, workers, parts) = (Arc::clone(&sized), workers.to_vec(), Arc::clone(&parts));
+            let (sized, workers, parts) =
+                (Arc::clone(&sized), workers.to_vec(), Arc::clone(&parts));
             let balancer = self.shared.settings.balancer();
             let work = tokio::task::spawn_blocking(move || {
                 let chunks = sized.plan_chunks(correction);
                 let previous = sized.previous(&parts);
-                let made = plan(&PlanInput { chunks: &chunks, workers: &workers, previous: &previous, balancer });
+                let made = plan(&PlanInput {
+                    chunks: &chunks,
+                    workers: &workers,
+                    previous: &previous,
+                    balancer,
+                });
                 let plans = sized.worker_plans(&made);
                 let raw_bytes = made
                     .assignments
                     .iter()
-                    .map(|(worker, chunks)| (worker.clone(), sized.raw_bytes_of(chunks.iter().copied())))
+                    .map(|(worker, chunks)| {
+                        (worker.clone(), sized.raw_bytes_of(chunks.iter().copied()))
+                    })
                     .collect();
                 let basis = Basis {
                     raw_bytes,
                     placed_chunks: (sized.len() - made.left_out.len()) as u64,
                     left_out_chunks: made.left_out.len() as u64,
-                    left_out_bytes: sized.raw_bytes_of(made.left_out.iter().map(|(chunk, _)| *chunk)),
-                    left_out_reason: made.left_out.first().map_or(String::new(), |(_, reason)| reason.to_string()),
+                    left_out_bytes: sized
+                        .raw_bytes_of(made.left_out.iter().map(|(chunk, _)| *chunk)),
+                    left_out_reason: made
+                        .left_out
+                        .first()
+                        .map_or(String::new(), |(_, reason)| reason.to_string()),
                     correction,
                     ..Basis::default()
                 };
@@ -131,7 +169,11 @@ impl Term<'_> {
                 reason: panic.to_string(),
             })?
         };
-        let mut basis = Basis { capacities: self.memory.capacities(), room_bytes: self.room_for(table), ..basis };
+        let mut basis = Basis {
+            capacities: self.memory.capacities(),
+            room_bytes: self.room_for(table),
+            ..basis
+        };
         let same = in_force.as_ref().filter(|pointer| {
             !pointer.unloaded && pointer.version().ok() == Some(version) && *parts == plans
         });
@@ -144,14 +186,19 @@ impl Term<'_> {
         }
         let number = self.next_number(table);
         let named = table_version(table, version);
-        let written = self.shared.records.write_plan(self.leadership, &named, number, &plans).await?;
+        let written = self
+            .shared
+            .records
+            .write_plan(self.leadership, &named, number, &plans)
+            .await?;
         tracing::info!(
             table, version, plan = number, %why, workers = made.assignments.len(),
             chunks = basis.placed_chunks, left_out = basis.left_out_chunks, "plan in force"
         );
         basis.plan = number;
         self.write_basis(table, &written, &basis).await;
-        self.parts.insert(table.to_owned(), (number, Arc::new(plans)));
+        self.parts
+            .insert(table.to_owned(), (number, Arc::new(plans)));
         self.take_own(table, written);
         self.memory.planned(table, version, basis, Some(&why));
         Ok(())
@@ -159,7 +206,9 @@ impl Term<'_> {
 
     /// Writes down what a plan was made of, for the next coordinator; it can do without.
     async fn write_basis(&mut self, table: &str, pointer: &CacheVersion, basis: &Basis) {
-        if let Err(error) = basis::write(&self.shared.records, self.leadership, table, pointer, basis).await {
+        if let Err(error) =
+            basis::write(&self.shared.records, self.leadership, table, pointer, basis).await
+        {
             tracing::debug!(table, %error, "what the plan was made of is not written down");
         }
     }

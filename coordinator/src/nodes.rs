@@ -93,7 +93,9 @@ impl Nodes {
     }
 
     pub(crate) fn position(&self, id: &str) -> Option<usize> {
-        self.0.binary_search_by(|node| node.id.as_str().cmp(id)).ok()
+        self.0
+            .binary_search_by(|node| node.id.as_str().cmp(id))
+            .ok()
     }
 
     /// A worker's score for a row group: weighted rendezvous hashing. When a worker comes or goes,
@@ -112,7 +114,10 @@ impl Nodes {
     pub(crate) fn rank(&self, group: u64) -> Vec<Rank> {
         let mut ranks: Vec<Rank> = (0..self.len())
             .filter(|node| self.0[*node].accepts_new && self.0[*node].capacity > 0)
-            .map(|node| Rank { node, score: self.score(group, node) })
+            .map(|node| Rank {
+                node,
+                score: self.score(group, node),
+            })
             .collect();
         // The sort is stable and the nodes are in the order of their ids: ties are settled.
         ranks.sort_by(|a, b| b.score.total_cmp(&a.score));
@@ -120,7 +125,12 @@ impl Nodes {
     }
 
     /// A place for one chunk that has no home, or whose home is full.
-    pub(crate) fn spill(&self, bytes: u64, previous: Option<usize>, ranks: &[Rank]) -> Option<usize> {
+    pub(crate) fn spill(
+        &self,
+        bytes: u64,
+        previous: Option<usize>,
+        ranks: &[Rank],
+    ) -> Option<usize> {
         let undisturbing = |node: usize| self.0[node].fits_within(bytes, u64::MAX);
         let ranked = || ranks.iter().map(|rank| rank.node);
         let overshoot = |node: usize| {
@@ -131,7 +141,11 @@ impl Nodes {
             .filter(|node| undisturbing(*node))
             .or_else(|| ranked().find(|node| self.0[*node].fits_within(bytes, self.0[*node].limit)))
             // Beyond the balance, as little as possible, rather than not at all.
-            .or_else(|| ranked().filter(|node| undisturbing(*node)).min_by_key(|node| overshoot(*node)))
+            .or_else(|| {
+                ranked()
+                    .filter(|node| undisturbing(*node))
+                    .min_by_key(|node| overshoot(*node))
+            })
             // Into room that is reserved for chunks that are wanted less.
             .or_else(|| previous.filter(|node| self.0[*node].fits(bytes)))
             .or_else(|| ranked().find(|node| self.0[*node].fits(bytes)))
@@ -142,7 +156,9 @@ impl Nodes {
         let accepting = self.iter().filter(|node| node.accepts_new);
         match accepting.map(|node| node.capacity).max() {
             None => Reason::NoWorkers,
-            Some(largest) if bytes > largest => Reason::TooLarge { largest_capacity_bytes: largest },
+            Some(largest) if bytes > largest => Reason::TooLarge {
+                largest_capacity_bytes: largest,
+            },
             Some(_) => Reason::NoCapacity,
         }
     }

@@ -59,7 +59,9 @@ impl Balancer {
 
 impl Default for Balancer {
     fn default() -> Balancer {
-        Balancer::Bounded { load: Balancer::DEFAULT_LOAD }
+        Balancer::Bounded {
+            load: Balancer::DEFAULT_LOAD,
+        }
     }
 }
 
@@ -94,10 +96,17 @@ impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Reason::NoWorkers => write!(f, "no worker accepts chunks"),
-            Reason::TooLarge { largest_capacity_bytes } => {
-                write!(f, "larger than the room of every worker, at most {largest_capacity_bytes} bytes")
+            Reason::TooLarge {
+                largest_capacity_bytes,
+            } => {
+                write!(
+                    f,
+                    "larger than the room of every worker, at most {largest_capacity_bytes} bytes"
+                )
             }
-            Reason::NoCapacity => write!(f, "the workers' capacity is used up by what is wanted more"),
+            Reason::NoCapacity => {
+                write!(f, "the workers' capacity is used up by what is wanted more")
+            }
         }
     }
 }
@@ -119,7 +128,13 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
         .collect();
     let admitted = admit(input.chunks, &previous, &nodes);
     let homes = match input.balancer {
-        Balancer::Bounded { load } => bounded_homes(input.chunks, &previous, &admitted, &mut nodes, load.max(1.0)),
+        Balancer::Bounded { load } => bounded_homes(
+            input.chunks,
+            &previous,
+            &admitted,
+            &mut nodes,
+            load.max(1.0),
+        ),
         Balancer::Absolute => absolute_homes(input.chunks, &previous, &admitted, &mut nodes),
     };
     place(input.chunks, &previous, &homes, &mut nodes)
@@ -136,7 +151,11 @@ fn admit(chunks: &[PlanChunk], previous: &[Option<usize>], nodes: &Nodes) -> Vec
     }
     let mut room: u128 = 0;
     for (node, kept) in nodes.iter().zip(kept) {
-        let usable = if node.accepts_new { node.capacity } else { node.capacity.min(kept) };
+        let usable = if node.accepts_new {
+            node.capacity
+        } else {
+            node.capacity.min(kept)
+        };
         room += u128::from(usable);
     }
     let largest = nodes.iter().map(|node| node.capacity).max().unwrap_or(0);
@@ -153,7 +172,12 @@ fn admit(chunks: &[PlanChunk], previous: &[Option<usize>], nodes: &Nodes) -> Vec
 }
 
 /// The second pass: chunk by chunk in priority order, home first.
-fn place(chunks: &[PlanChunk], previous: &[Option<usize>], homes: &Homes, nodes: &mut Nodes) -> Plan {
+fn place(
+    chunks: &[PlanChunk],
+    previous: &[Option<usize>],
+    homes: &Homes,
+    nodes: &mut Nodes,
+) -> Plan {
     let mut placed: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
     let mut left_out = Vec::new();
     let mut ranks: HashMap<u64, Vec<Rank>> = HashMap::new();
@@ -165,7 +189,9 @@ fn place(chunks: &[PlanChunk], previous: &[Option<usize>], homes: &Homes, nodes:
         let at = match home {
             Some(home) if nodes[home].fits(chunk.bytes) => Some(home),
             _ => {
-                let rank = ranks.entry(chunk.group).or_insert_with(|| nodes.rank(chunk.group));
+                let rank = ranks
+                    .entry(chunk.group)
+                    .or_insert_with(|| nodes.rank(chunk.group));
                 nodes.spill(chunk.bytes, previous[index], rank)
             }
         };
@@ -177,8 +203,15 @@ fn place(chunks: &[PlanChunk], previous: &[Option<usize>], homes: &Homes, nodes:
             None => left_out.push((index, nodes.reason(chunk.bytes))),
         }
     }
-    let assignments = nodes.iter().map(|node| node.id.clone()).zip(placed).collect();
-    Plan { assignments, left_out }
+    let assignments = nodes
+        .iter()
+        .map(|node| node.id.clone())
+        .zip(placed)
+        .collect();
+    Plan {
+        assignments,
+        left_out,
+    }
 }
 
 /// Chunks that go together, grouped for the first pass.
@@ -188,14 +221,22 @@ pub(crate) fn units_by(
     mut part: impl FnMut(usize) -> Option<usize>,
 ) -> Homes {
     let mut of_key: HashMap<(u64, Option<usize>), u32> = HashMap::new();
-    let mut homes = Homes { units: Vec::new(), of_chunk: vec![None; chunks.len()] };
+    let mut homes = Homes {
+        units: Vec::new(),
+        of_chunk: vec![None; chunks.len()],
+    };
     for (index, chunk) in chunks.iter().enumerate() {
         if !admitted[index] {
             continue;
         }
         let previous = part(index);
         let unit = *of_key.entry((chunk.group, previous)).or_insert_with(|| {
-            homes.units.push(Unit { group: chunk.group, bytes: 0, previous, home: None });
+            homes.units.push(Unit {
+                group: chunk.group,
+                bytes: 0,
+                previous,
+                home: None,
+            });
             (homes.units.len() - 1) as u32
         });
         homes.units[unit as usize].bytes += chunk.bytes;

@@ -5,7 +5,11 @@ use proptest::prelude::*;
 use super::*;
 
 fn worker(id: usize, capacity_bytes: u64) -> PlanWorker {
-    PlanWorker { id: format!("w{id}"), capacity_bytes, accepts_new: true }
+    PlanWorker {
+        id: format!("w{id}"),
+        capacity_bytes,
+        accepts_new: true,
+    }
 }
 
 /// `columns` chunks in each of `groups` row groups, column by column as layouts order them.
@@ -29,27 +33,47 @@ impl From<XxHash> for u64 {
 }
 
 fn fresh(chunks: &[PlanChunk], workers: &[PlanWorker], balancer: Balancer) -> Plan {
-    plan(&PlanInput { chunks, workers, previous: &HashMap::new(), balancer })
+    plan(&PlanInput {
+        chunks,
+        workers,
+        previous: &HashMap::new(),
+        balancer,
+    })
 }
 
 fn again(chunks: &[PlanChunk], workers: &[PlanWorker], before: &Plan, balancer: Balancer) -> Plan {
-    plan(&PlanInput { chunks, workers, previous: &placement(before), balancer })
+    plan(&PlanInput {
+        chunks,
+        workers,
+        previous: &placement(before),
+        balancer,
+    })
 }
 
 fn placement(plan: &Plan) -> HashMap<usize, String> {
     let of = |(worker, chunks): (&String, &Vec<usize>)| -> Vec<(usize, String)> {
-        chunks.iter().map(|chunk| (*chunk, worker.clone())).collect()
+        chunks
+            .iter()
+            .map(|chunk| (*chunk, worker.clone()))
+            .collect()
     };
     plan.assignments.iter().flat_map(of).collect()
 }
 
 fn bytes_at(plan: &Plan, chunks: &[PlanChunk], worker: &str) -> u64 {
-    plan.assignments[worker].iter().map(|chunk| chunks[*chunk].bytes).sum()
+    plan.assignments[worker]
+        .iter()
+        .map(|chunk| chunks[*chunk].bytes)
+        .sum()
 }
 
 fn moved_bytes(chunks: &[PlanChunk], before: &Plan, after: &Plan) -> u64 {
     let (before, after) = (placement(before), placement(after));
-    before.iter().filter(|(chunk, worker)| after.get(chunk) != Some(worker)).map(|(chunk, _)| chunks[*chunk].bytes).sum()
+    before
+        .iter()
+        .filter(|(chunk, worker)| after.get(chunk) != Some(worker))
+        .map(|(chunk, _)| chunks[*chunk].bytes)
+        .sum()
 }
 
 fn total(chunks: &[PlanChunk]) -> u64 {
@@ -60,37 +84,86 @@ fn total(chunks: &[PlanChunk]) -> u64 {
 fn check_always(input: &PlanInput<'_>, plan: &Plan) -> Result<(), TestCaseError> {
     let mut seen = HashSet::new();
     for (worker, chunks) in &plan.assignments {
-        let given = input.workers.iter().find(|w| &w.id == worker).expect("only workers that are there");
+        let given = input
+            .workers
+            .iter()
+            .find(|w| &w.id == worker)
+            .expect("only workers that are there");
         prop_assert!(chunks.is_sorted(), "priority order is kept");
         for chunk in chunks {
             prop_assert!(seen.insert(*chunk), "chunk {} is placed twice", chunk);
-            prop_assert!(given.accepts_new || input.previous.get(chunk) == Some(worker), "{} is gone", worker);
+            prop_assert!(
+                given.accepts_new || input.previous.get(chunk) == Some(worker),
+                "{} is gone",
+                worker
+            );
         }
-        let load: u128 = chunks.iter().map(|chunk| u128::from(input.chunks[*chunk].bytes)).sum();
-        prop_assert!(load <= u128::from(given.capacity_bytes), "{} holds {} of {}", worker, load, given.capacity_bytes);
+        let load: u128 = chunks
+            .iter()
+            .map(|chunk| u128::from(input.chunks[*chunk].bytes))
+            .sum();
+        prop_assert!(
+            load <= u128::from(given.capacity_bytes),
+            "{} holds {} of {}",
+            worker,
+            load,
+            given.capacity_bytes
+        );
     }
     prop_assert_eq!(plan.assignments.len(), input.workers.len());
     for (chunk, _) in &plan.left_out {
-        prop_assert!(seen.insert(*chunk), "chunk {} is placed and left out", chunk);
+        prop_assert!(
+            seen.insert(*chunk),
+            "chunk {} is placed and left out",
+            chunk
+        );
         // What is left out fits nowhere, even in the end.
         for worker in input.workers.iter().filter(|w| w.accepts_new) {
             let load = bytes_at(plan, input.chunks, &worker.id);
             prop_assert!(load + input.chunks[*chunk].bytes > worker.capacity_bytes);
         }
     }
-    prop_assert_eq!(seen.len(), input.chunks.len(), "every chunk is placed or left out");
+    prop_assert_eq!(
+        seen.len(),
+        input.chunks.len(),
+        "every chunk is placed or left out"
+    );
     Ok(())
 }
 
-fn any_input() -> impl Strategy<Value = (Vec<PlanChunk>, Vec<PlanWorker>, HashMap<usize, String>, Balancer)> {
+fn any_input() -> impl Strategy<
+    Value = (
+        Vec<PlanChunk>,
+        Vec<PlanWorker>,
+        HashMap<usize, String>,
+        Balancer,
+    ),
+> {
     let chunks = prop::collection::vec((0u64..12, 0u64..1000), 0..120);
     let workers = prop::collection::vec((0u64..20_000, prop::bool::weighted(0.85)), 0..7);
     let previous = prop::collection::hash_map(0usize..120, 0usize..9, 0..120);
-    let balancer = prop_oneof![Just(Balancer::default()), Just(Balancer::Absolute), Just(Balancer::Bounded { load: 1.0 })];
+    let balancer = prop_oneof![
+        Just(Balancer::default()),
+        Just(Balancer::Absolute),
+        Just(Balancer::Bounded { load: 1.0 })
+    ];
     (chunks, workers, previous, balancer).prop_map(|(chunks, workers, previous, balancer)| {
-        let chunks = chunks.into_iter().map(|(group, bytes)| PlanChunk { group, bytes }).collect();
-        let workers = workers.into_iter().enumerate().map(|(id, (capacity, accepts_new))| PlanWorker { accepts_new, ..worker(id, capacity) }).collect();
-        let previous = previous.into_iter().map(|(chunk, id)| (chunk, format!("w{id}"))).collect();
+        let chunks = chunks
+            .into_iter()
+            .map(|(group, bytes)| PlanChunk { group, bytes })
+            .collect();
+        let workers = workers
+            .into_iter()
+            .enumerate()
+            .map(|(id, (capacity, accepts_new))| PlanWorker {
+                accepts_new,
+                ..worker(id, capacity)
+            })
+            .collect();
+        let previous = previous
+            .into_iter()
+            .map(|(chunk, id)| (chunk, format!("w{id}")))
+            .collect();
         (chunks, workers, previous, balancer)
     })
 }
@@ -235,7 +308,9 @@ fn a_column_more_moves_nothing() {
     assert_eq!(moved_bytes(&three, &before, &after), 0);
     // And the new column joins its row groups, all but those that the balance forbids.
     let placed = placement(&after);
-    let together = (0..64).filter(|group| placed[&(128 + group)] == placed[&(*group)]).count();
+    let together = (0..64)
+        .filter(|group| placed[&(128 + group)] == placed[group])
+        .count();
     assert!(together >= 60, "{together}");
 }
 
@@ -265,16 +340,48 @@ fn a_worker_that_shrinks_gives_up_what_is_wanted_least() {
     assert!(before.left_out.is_empty());
     let after = again(&chunks, &[worker(0, 5_000)], &before, Balancer::default());
     assert_eq!(after.assignments["w0"], (0..50).collect::<Vec<_>>());
-    assert!(after.left_out.iter().all(|(_, reason)| *reason == Reason::NoCapacity));
+    assert!(
+        after
+            .left_out
+            .iter()
+            .all(|(_, reason)| *reason == Reason::NoCapacity)
+    );
 }
 
 #[test]
 fn reasons_say_why() {
-    let chunks = [PlanChunk { group: 1, bytes: 50 }, PlanChunk { group: 2, bytes: 200 }, PlanChunk { group: 3, bytes: 60 }];
-    assert_eq!(fresh(&chunks, &[], Balancer::default()).left_out[0], (0, Reason::NoWorkers));
+    let chunks = [
+        PlanChunk {
+            group: 1,
+            bytes: 50,
+        },
+        PlanChunk {
+            group: 2,
+            bytes: 200,
+        },
+        PlanChunk {
+            group: 3,
+            bytes: 60,
+        },
+    ];
+    assert_eq!(
+        fresh(&chunks, &[], Balancer::default()).left_out[0],
+        (0, Reason::NoWorkers)
+    );
     let one = fresh(&chunks, &[worker(0, 100)], Balancer::default());
     assert_eq!(one.assignments["w0"], [0]);
-    assert_eq!(one.left_out, [(1, Reason::TooLarge { largest_capacity_bytes: 100 }), (2, Reason::NoCapacity)]);
+    assert_eq!(
+        one.left_out,
+        [
+            (
+                1,
+                Reason::TooLarge {
+                    largest_capacity_bytes: 100
+                }
+            ),
+            (2, Reason::NoCapacity)
+        ]
+    );
     assert_eq!(
         one.left_out[0].1.to_string(),
         "larger than the room of every worker, at most 100 bytes"
@@ -292,6 +399,10 @@ fn a_huge_table_is_planned_in_time() {
     let first = fresh(&chunks, &workers, Balancer::default());
     again(&chunks, &workers[1..], &first, Balancer::default());
     // Generous: this is an unoptimised build on a busy machine.
-    assert!(before.elapsed() < std::time::Duration::from_secs(60), "{:?}", before.elapsed());
+    assert!(
+        before.elapsed() < std::time::Duration::from_secs(60),
+        "{:?}",
+        before.elapsed()
+    );
     assert!(first.left_out.is_empty());
 }

@@ -53,19 +53,35 @@ impl CoordinatorSettings {
     pub fn check(&self) -> Result<()> {
         let wrong = |key, value: String, reason| Err(Error::Settings { key, value, reason });
         if self.candidate.is_empty() {
-            return wrong("candidate", "\"\"".into(), "expected a name that is not empty");
+            return wrong(
+                "candidate",
+                "\"\"".into(),
+                "expected a name that is not empty",
+            );
         }
         if self.election_ttl_ms == 0 {
             return wrong("election_ttl_ms", "0".into(), "expected at least 1");
         }
         if !(self.load_max.is_finite() && self.load_max >= 1.0) {
-            return wrong("load_max", self.load_max.to_string(), "expected 1.0 or more, such as 1.25");
+            return wrong(
+                "load_max",
+                self.load_max.to_string(),
+                "expected 1.0 or more, such as 1.25",
+            );
         }
         if !(0.0..1.0).contains(&self.reserve_ratio) {
-            return wrong("reserve_ratio", self.reserve_ratio.to_string(), "expected 0.0 or more, and below 1.0");
+            return wrong(
+                "reserve_ratio",
+                self.reserve_ratio.to_string(),
+                "expected 0.0 or more, and below 1.0",
+            );
         }
         if self.retry_ms_min == 0 || self.retry_ms_min > self.retry_ms_max {
-            return wrong("retry_ms_min", self.retry_ms_min.to_string(), "expected at least 1 and at most retry_ms_max");
+            return wrong(
+                "retry_ms_min",
+                self.retry_ms_min.to_string(),
+                "expected at least 1 and at most retry_ms_max",
+            );
         }
         Ok(())
     }
@@ -74,7 +90,9 @@ impl CoordinatorSettings {
         if self.absolute_balancer {
             Balancer::Absolute
         } else {
-            Balancer::Bounded { load: self.load_max }
+            Balancer::Bounded {
+                load: self.load_max,
+            }
         }
     }
 
@@ -101,7 +119,9 @@ pub struct SystemClock {
 impl SystemClock {
     /// A clock whose periods count from now.
     pub fn new() -> SystemClock {
-        SystemClock { start: Instant::now() }
+        SystemClock {
+            start: Instant::now(),
+        }
     }
 }
 
@@ -113,7 +133,10 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn unix_ms(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis() as u64
     }
 
     fn monotonic_ms(&self) -> u64 {
@@ -133,10 +156,22 @@ mod tests {
             change(&mut settings);
             settings.check().unwrap_err().to_string()
         };
-        assert_eq!(message(|s| s.load_max = 0.9), "setting load_max = 0.9: expected 1.0 or more, such as 1.25");
-        assert_eq!(message(|s| s.load_max = f64::NAN), "setting load_max = NaN: expected 1.0 or more, such as 1.25");
-        assert_eq!(message(|s| s.reserve_ratio = 1.0), "setting reserve_ratio = 1: expected 0.0 or more, and below 1.0");
-        assert_eq!(message(|s| s.retry_ms_min = 0), "setting retry_ms_min = 0: expected at least 1 and at most retry_ms_max");
+        assert_eq!(
+            message(|s| s.load_max = 0.9),
+            "setting load_max = 0.9: expected 1.0 or more, such as 1.25"
+        );
+        assert_eq!(
+            message(|s| s.load_max = f64::NAN),
+            "setting load_max = NaN: expected 1.0 or more, such as 1.25"
+        );
+        assert_eq!(
+            message(|s| s.reserve_ratio = 1.0),
+            "setting reserve_ratio = 1: expected 0.0 or more, and below 1.0"
+        );
+        assert_eq!(
+            message(|s| s.retry_ms_min = 0),
+            "setting retry_ms_min = 0: expected at least 1 and at most retry_ms_max"
+        );
         assert!(message(|s| s.candidate.clear()).contains("candidate"));
         assert!(message(|s| s.election_ttl_ms = 0).contains("election_ttl_ms"));
     }

@@ -16,6 +16,8 @@ pub(crate) struct SizedTable {
     files: Vec<ObjectIdentity>,
     chunks: Vec<WantedChunk>,
     groups: Vec<u64>,
+    /// Files that cannot be cached, and why, for people.
+    rejected: Option<String>,
 }
 
 impl SizedTable {
@@ -23,16 +25,25 @@ impl SizedTable {
     /// and on those that want nothing.
     pub(crate) fn new(catalog: &TableCatalog) -> Result<SizedTable> {
         let table_version = || catalog.table_version().to_string();
-        let chunks = wanted(catalog)
-            .map_err(|source| Error::Layout { table_version: table_version(), source })?;
+        let chunks = wanted(catalog).map_err(|source| Error::Layout {
+            table_version: table_version(),
+            source: Box::new(source),
+        })?;
         if chunks.is_empty() {
-            let reason = match catalog.rejected.first() {
-                Some(file) => format!("{} files are rejected, {}: {}", catalog.rejected.len(), file.url, file.reason),
-                None => format!("its {} files have no rows, or full_files_only passes over them", catalog.files.len()),
-            };
-            return Err(Error::NothingWanted { table_version: table_version(), reason });
+            let reason = describe_rejected(catalog).unwrap_or_else(|| {
+                let files = catalog.files.len();
+                format!("its {files} files have no rows, or full_files_only passes over them")
+            });
+            return Err(Error::NothingWanted {
+                table_version: table_version(),
+                reason,
+            });
         }
-        let files: Vec<ObjectIdentity> = catalog.files.iter().map(|file| file.identity.clone()).collect();
+        let files: Vec<ObjectIdentity> = catalog
+            .files
+            .iter()
+            .map(|file| file.identity.clone())
+            .collect();
         let keys: Vec<Vec<u8>> = files.iter().map(ObjectIdentity::to_key).collect();
         let group_of = |chunk: &WantedChunk| {
             let mut key = keys[chunk.chunk.file as usize].clone();
@@ -40,7 +51,17 @@ impl SizedTable {
             XxHash3_64::oneshot(&key)
         };
         let groups = chunks.iter().map(group_of).collect();
-        Ok(SizedTable { files, chunks, groups })
+        Ok(SizedTable {
+            files,
+            chunks,
+            groups,
+            rejected: describe_rejected(catalog),
+        })
+    }
+
+    /// The files that cannot be cached, in words.
+    pub(crate) fn rejected(&self) -> Option<&str> {
+        self.rejected.as_deref()
     }
 
     /// How many chunks are wanted.
@@ -54,19 +75,29 @@ impl SizedTable {
         self.chunks
             .iter()
             .zip(&self.groups)
-            .map(|(chunk, group)| PlanChunk { group: *group, bytes: corrected(chunk) })
+            .map(|(chunk, group)| PlanChunk {
+                group: *group,
+                bytes: corrected(chunk),
+            })
             .collect()
     }
 
     /// The forms that workers must be able to make.
     pub(crate) fn forms(&self) -> BTreeSet<&'static str> {
-        self.chunks.iter().map(|chunk| chunk.form.as_str()).collect()
+        self.chunks
+            .iter()
+            .map(|chunk| chunk.form.as_str())
+            .collect()
     }
 
     /// Which chunks of ours the plan in force has where. Files are found by where they lie: an
     /// overwritten file stays where it was.
-    pub(crate) fn previous(&self, in_force: &BTreeMap<String, WorkerPlan>) -> HashMap<usize, String> {
-        let mut of_place: HashMap<(u32, u32, u32), usize> = HashMap::with_capacity(self.chunks.len());
+    pub(crate) fn previous(
+        &self,
+        in_force: &BTreeMap<String, WorkerPlan>,
+    ) -> HashMap<usize, String> {
+        let mut of_place: HashMap<(u32, u32, u32), usize> =
+            HashMap::with_capacity(self.chunks.len());
         for (index, chunk) in self.chunks.iter().enumerate() {
             let place = chunk.chunk;
             of_place.insert((place.file, place.row_group, place.column), index);
@@ -107,19 +138,33 @@ impl SizedTable {
                 let WantedChunk { chunk, form, .. } = &self.chunks[*index];
                 let file = *numbers.entry(chunk.file).or_insert_with(|| {
                     let identity = &self.files[chunk.file as usize];
-                    plan.files.push(serde_json::to_value(identity).expect("strings and numbers are JSON"));
+                    plan.files.push(
+                        serde_json::to_value(identity).expect("strings and numbers are JSON"),
+                    );
                     (plan.files.len() - 1) as u32
                 });
-                plan.chunks.push((file, chunk.row_group, chunk.column, Form::as_str(*form).to_owned()));
+                plan.chunks.push((
+                    file,
+                    chunk.row_group,
+                    chunk.column,
+                    Form::as_str(*form).to_owned(),
+                ));
             }
             plan
         };
-        plan.assignments.iter().map(|(worker, chunks)| (worker.clone(), of_worker(chunks))).collect()
+        plan.assignments
+            .iter()
+            .map(|(worker, chunks)| (worker.clone(), of_worker(chunks)))
+            .collect()
     }
 
     /// Estimated bytes, uncorrected, that each worker of a plan in force has.
-    pub(crate) fn raw_bytes(&self, in_force: &BTreeMap<String, WorkerPlan>) -> BTreeMap<String, u64> {
-        let mut bytes: BTreeMap<String, u64> = in_force.keys().map(|worker| (worker.clone(), 0)).collect();
+    pub(crate) fn raw_bytes(
+        &self,
+        in_force: &BTreeMap<String, WorkerPlan>,
+    ) -> BTreeMap<String, u64> {
+        let mut bytes: BTreeMap<String, u64> =
+            in_force.keys().map(|worker| (worker.clone(), 0)).collect();
         for (index, worker) in self.previous(in_force) {
             let at = bytes.entry(worker).or_default();
             *at = at.saturating_add(self.chunks[index].bytes);
@@ -133,7 +178,25 @@ impl SizedTable {
     }
 }
 
+fn describe_rejected(catalog: &TableCatalog) -> Option<String> {
+    let first = catalog.rejected.first()?;
+    let count = catalog.rejected.len();
+    let others = if count > 1 {
+        format!(" (and {} more)", count - 1)
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "file {} is rejected: {}{others}",
+        first.url, first.reason
+    ))
+}
+
 /// Bytes times a correction, rounded up.
 pub(crate) fn corrected(bytes: u64, correction: f64) -> u64 {
-    if correction == 1.0 { bytes } else { (bytes as f64 * correction).ceil() as u64 }
+    if correction == 1.0 {
+        bytes
+    } else {
+        (bytes as f64 * correction).ceil() as u64
+    }
 }

@@ -24,7 +24,15 @@ impl Term<'_> {
     fn compose_status(&self, decision: &Decision) -> CoordinatorStatus {
         let candidate = self.shared.settings.candidate.clone();
         let mut problems: Vec<String> = self.problems.values().cloned().collect();
-        problems.extend(self.view.unreadable.iter().map(|unreadable| unreadable.reason.clone()));
+        problems.extend(
+            self.view
+                .unreadable
+                .iter()
+                .map(|unreadable| unreadable.reason.clone()),
+        );
+        problems.extend(self.sized.iter().filter_map(|((table, version), sized)| {
+            Some(format!("{table}:{version}: {}", sized.rejected()?))
+        }));
         CoordinatorStatus {
             leader: candidate.clone(),
             candidate,
@@ -74,8 +82,12 @@ impl Term<'_> {
                 ..PlannedTable::default()
             });
             planned.wanted_version = requested.request.version;
-            let failure = memory.failure(requested.request.version).map(|failure| failure.message.clone());
-            planned.error = failure.or_else(|| decision.waiting.get(table).cloned()).unwrap_or_default();
+            let failure = memory
+                .failure(requested.request.version)
+                .map(|failure| failure.message.clone());
+            planned.error = failure
+                .or_else(|| decision.waiting.get(table).cloned())
+                .unwrap_or_default();
         }
         tables
     }
@@ -85,12 +97,21 @@ impl Term<'_> {
         let now_ms = self.shared.clock.monotonic_ms();
         let plans = || self.view.in_force.iter().filter(|(_, plan)| !plan.unloaded);
         let known = |seen: crate::memory::Seen<'_>| {
-            let planned_bytes = plans().map(|(table, plan)| self.memory.holding(table, plan, seen.id, &self.view)).sum();
+            let planned_bytes = plans()
+                .map(|(table, plan)| self.memory.holding(table, plan, seen.id, &self.view))
+                .sum();
             let worker = KnownWorker {
-                state: if seen.gone_ms.is_none() { "live" } else { "gone" }.to_owned(),
+                state: if seen.gone_ms.is_none() {
+                    "live"
+                } else {
+                    "gone"
+                }
+                .to_owned(),
                 capacity_bytes: seen.capacity_bytes,
                 planned_bytes,
-                gone_since_unix_ms: seen.gone_ms.map_or(0, |gone| now_unix_ms.saturating_sub(now_ms.saturating_sub(gone))),
+                gone_since_unix_ms: seen.gone_ms.map_or(0, |gone| {
+                    now_unix_ms.saturating_sub(now_ms.saturating_sub(gone))
+                }),
             };
             (seen.id.to_owned(), worker)
         };

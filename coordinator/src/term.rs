@@ -89,7 +89,9 @@ impl Follows {
     }
 
     fn health(&self) -> impl Iterator<Item = FollowHealth> {
-        [&self.requests, &self.in_force, &self.workers, &self.states].into_iter().map(|follow| follow.health().borrow().clone())
+        [&self.requests, &self.in_force, &self.workers, &self.states]
+            .into_iter()
+            .map(|follow| follow.health().borrow().clone())
     }
 }
 
@@ -158,7 +160,11 @@ impl<'a> Term<'a> {
         let now = self.now_ms();
         let until = move |at: u64| Duration::from_millis(at.saturating_sub(now).max(1));
         // Without the inbox, look for it again soon.
-        let longest = if self.inbox.is_none() { STORE_PAUSE } else { TICK };
+        let longest = if self.inbox.is_none() {
+            STORE_PAUSE
+        } else {
+            TICK
+        };
         let pause = wake_ms.map_or(longest, |at| until(at).min(longest));
         tokio::select! {
             () = self.leadership.lost() => return Ok(false),
@@ -180,7 +186,9 @@ impl<'a> Term<'a> {
 
     fn take(&mut self, news: News) {
         match news {
-            News::Requests(entries) => (self.view.requests, self.view.unreadable) = view::requests(&entries),
+            News::Requests(entries) => {
+                (self.view.requests, self.view.unreadable) = view::requests(&entries)
+            }
             News::Workers(entries) => self.view.workers = view::workers(&entries),
             News::States(entries) => self.view.states = view::states(&entries),
             News::InForce(entries) => {
@@ -199,7 +207,8 @@ impl<'a> Term<'a> {
     }
 
     pub(crate) fn take_own(&mut self, table: &str, plan: CacheVersion) {
-        self.own_plans.insert(table.to_owned(), (plan.clone(), self.now_ms()));
+        self.own_plans
+            .insert(table.to_owned(), (plan.clone(), self.now_ms()));
         self.view.in_force.insert(table.to_owned(), plan);
         self.plans_written += 1;
     }
@@ -240,7 +249,10 @@ impl<'a> Term<'a> {
                 return Ok(decision);
             }
         }
-        tracing::error!(ROUNDS_MAX, "the coordinator goes round in circles; report this");
+        tracing::error!(
+            ROUNDS_MAX,
+            "the coordinator goes round in circles; report this"
+        );
         Ok(Decision::default())
     }
 
@@ -250,7 +262,10 @@ impl<'a> Term<'a> {
             if self.memory.table(table).basis(pointer.plan).is_some() {
                 continue;
             }
-            if let (Some(basis), Ok(version)) = (self.bases.get(table).and_then(|known| known.of(pointer)), pointer.version()) {
+            if let (Some(basis), Ok(version)) = (
+                self.bases.get(table).and_then(|known| known.of(pointer)),
+                pointer.version(),
+            ) {
                 self.memory.take_over(table, version, basis.clone());
             }
         }
@@ -265,9 +280,14 @@ impl<'a> Term<'a> {
 
     fn forget_what_is_not_needed(&mut self) {
         let memory = &self.memory;
-        self.sized.retain(|(table, version), _| memory.table(table).is_loaded(*version));
+        self.sized
+            .retain(|(table, version), _| memory.table(table).is_loaded(*version));
         let in_force = &self.view.in_force;
-        self.parts.retain(|table, (number, _)| in_force.get(table).is_some_and(|plan| plan.plan == *number && !plan.unloaded));
+        self.parts.retain(|table, (number, _)| {
+            in_force
+                .get(table)
+                .is_some_and(|plan| plan.plan == *number && !plan.unloaded)
+        });
     }
 
     async fn carry_out(&mut self, action: Action) -> Result<(), StoreError> {
@@ -276,18 +296,32 @@ impl<'a> Term<'a> {
                 self.start_loading(table, version);
                 Ok(())
             }
-            Action::Reject { request, reason, revision } => self.reject(request, reason, revision).await,
+            Action::Reject {
+                request,
+                reason,
+                revision,
+            } => self.reject(request, reason, revision).await,
             Action::Prune { table } => {
-                let removed = self.shared.records.prune_plans(self.leadership, &table).await?;
+                let removed = self
+                    .shared
+                    .records
+                    .prune_plans(self.leadership, &table)
+                    .await?;
                 if removed > 0 {
-                    tracing::debug!(table, removed, "plans that nobody needs any more are removed");
+                    tracing::debug!(
+                        table,
+                        removed,
+                        "plans that nobody needs any more are removed"
+                    );
                 }
                 let plan = self.view.in_force.get(&table).map_or(0, |plan| plan.plan);
                 self.memory.pruned(&table, plan);
                 Ok(())
             }
             Action::Adopt { table } => {
-                let Some(pointer) = self.view.in_force.get(&table).cloned() else { return Ok(()) };
+                let Some(pointer) = self.view.in_force.get(&table).cloned() else {
+                    return Ok(());
+                };
                 let version = pointer.version()?;
                 let outcome = self.adopt(&table, version, &pointer).await;
                 self.note_outcome(&table, version, outcome)
@@ -296,18 +330,36 @@ impl<'a> Term<'a> {
                 let outcome = self.write_unloaded(&table, version).await;
                 self.note_outcome(&table, version, outcome)
             }
-            Action::WritePlan { table, version, why, workers, correction } => {
-                let outcome = self.write_plan(&table, version, why, &workers, correction).await;
+            Action::WritePlan {
+                table,
+                version,
+                why,
+                workers,
+                correction,
+            } => {
+                let outcome = self
+                    .write_plan(&table, version, why, &workers, correction)
+                    .await;
                 self.note_outcome(&table, version, outcome)
             }
         }
     }
 
     /// Remembers what failed for one table only; passes on what concerns all of them.
-    fn note_outcome(&mut self, table: &str, version: u64, outcome: Result<()>) -> Result<(), StoreError> {
+    fn note_outcome(
+        &mut self,
+        table: &str,
+        version: u64,
+        outcome: Result<()>,
+    ) -> Result<(), StoreError> {
         match outcome {
             Ok(()) => Ok(()),
-            Err(Error::Metastore(error)) if matches!(error.kind(), ErrorKind::Retry | ErrorKind::Lost | ErrorKind::Config) => {
+            Err(Error::Metastore(error))
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Retry | ErrorKind::Lost | ErrorKind::Config
+                ) =>
+            {
                 Err(error)
             }
             Err(error) => {
@@ -322,17 +374,37 @@ impl<'a> Term<'a> {
         let settings = &self.shared.settings;
         let pauses = (settings.retry_ms_min, settings.retry_ms_max);
         let now_ms = self.now_ms();
-        self.memory.failed(table, version, error.to_string(), error.is_passing(), pauses, now_ms);
+        self.memory.failed(
+            table,
+            version,
+            error.to_string(),
+            error.is_passing(),
+            pauses,
+            now_ms,
+        );
     }
 
-    pub(crate) async fn reject(&mut self, request: String, reason: String, revision: i64) -> Result<(), StoreError> {
+    pub(crate) async fn reject(
+        &mut self,
+        request: String,
+        reason: String,
+        revision: i64,
+    ) -> Result<(), StoreError> {
         let is_known = |known: &Rejection| known.revision == revision && known.reason == reason;
         if self.rejections.iter().any(is_known) {
             return Ok(());
         }
         tracing::warn!(request, reason, "request rejected");
-        let rejection = Rejection { request, reason, revision, rejected_unix_ms: self.shared.clock.unix_ms() };
-        self.shared.records.reject(self.leadership, &rejection).await?;
+        let rejection = Rejection {
+            request,
+            reason,
+            revision,
+            rejected_unix_ms: self.shared.clock.unix_ms(),
+        };
+        self.shared
+            .records
+            .reject(self.leadership, &rejection)
+            .await?;
         self.rejections.retain(|known| known.revision != revision);
         self.rejections.push_back(rejection);
         if self.rejections.len() > SHOWN_MAX {

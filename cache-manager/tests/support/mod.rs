@@ -114,12 +114,19 @@ impl ObjectStore for Moody {
 
 /// Rows of a file whose values say which file and which content it is.
 pub(crate) fn batch(seed: i64, rows: usize) -> RecordBatch {
-    let number = Int64Array::from_iter((0..rows as i64).map(|i| (i % 11 != 0).then_some(seed * 1_000_000 + i)));
-    let price = Float64Array::from_iter_values((0..rows).map(|i| seed as f64 + (i * 7919 % 1000) as f64 / 8.0));
-    // Hard to compress, so that sizes of the forms are near each other.
-    let word = StringArray::from_iter_values(
-        (0..rows as u64).map(|i| format!("{:016x}", (i + seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))),
+    let number = Int64Array::from_iter(
+        (0..rows as i64).map(|i| (i % 11 != 0).then_some(seed * 1_000_000 + i)),
     );
+    let price = Float64Array::from_iter_values(
+        (0..rows).map(|i| seed as f64 + (i * 7919 % 1000) as f64 / 8.0),
+    );
+    // Hard to compress, so that sizes of the forms are near each other.
+    let word = StringArray::from_iter_values((0..rows as u64).map(|i| {
+        format!(
+            "{:016x}",
+            (i + seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        )
+    }));
     RecordBatch::try_from_iter([
         ("number", Arc::new(number) as ArrayRef),
         ("price", Arc::new(price) as ArrayRef),
@@ -162,8 +169,18 @@ impl Drop for World {
 fn origin(store: &Arc<Moody>) -> Origin {
     let stores = Stores::new(StoreSettings::default());
     stores.register("memory://", Arc::clone(store) as Arc<dyn ObjectStore>);
-    let backoff = Backoff { base: Duration::from_millis(5), max: Duration::from_millis(20) };
-    Origin::new(stores, OriginLimits { attempts: 2, backoff, ..OriginLimits::default() })
+    let backoff = Backoff {
+        base: Duration::from_millis(5),
+        max: Duration::from_millis(20),
+    };
+    Origin::new(
+        stores,
+        OriginLimits {
+            attempts: 2,
+            backoff,
+            ..OriginLimits::default()
+        },
+    )
 }
 
 impl World {
@@ -178,9 +195,15 @@ impl World {
             fails: AtomicBool::new(false),
         });
         let records = Records::new(Arc::new(EmbeddedMetastore::in_memory()));
-        let leadership =
-            records.try_campaign("test", Duration::from_secs(600)).await.unwrap().unwrap();
-        let cache = tempfile::Builder::new().prefix("stoa-test-").tempdir_in("/dev/shm").unwrap();
+        let leadership = records
+            .try_campaign("test", Duration::from_secs(600))
+            .await
+            .unwrap()
+            .unwrap();
+        let cache = tempfile::Builder::new()
+            .prefix("stoa-test-")
+            .tempdir_in("/dev/shm")
+            .unwrap();
         std::fs::set_permissions(cache.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         World {
             origin: origin(&store),
@@ -197,13 +220,21 @@ impl World {
     pub(crate) async fn with_table(files: i64) -> World {
         let world = World::new().await;
         for file in 0..files {
-            world.put(&format!("numbers/{file}.parquet"), parquet(&batch(file, ROWS), ROW_GROUP)).await;
+            world
+                .put(
+                    &format!("numbers/{file}.parquet"),
+                    parquet(&batch(file, ROWS), ROW_GROUP),
+                )
+                .await;
         }
         world
     }
 
     pub(crate) async fn put(&self, path: &str, bytes: Bytes) {
-        self.store.put(&path.into(), PutPayload::from_bytes(bytes)).await.unwrap();
+        self.store
+            .put(&path.into(), PutPayload::from_bytes(bytes))
+            .await
+            .unwrap();
     }
 
     pub(crate) fn settings(&self, capacity_bytes: u64) -> WorkerSettings {
@@ -221,7 +252,9 @@ impl World {
     }
 
     pub(crate) async fn start(&self, settings: WorkerSettings) -> WorkerHandle {
-        Worker::start(settings, self.records.clone(), self.origin.clone()).await.unwrap()
+        Worker::start(settings, self.records.clone(), self.origin.clone())
+            .await
+            .unwrap()
     }
 
     /// Publishes a layout version of these columns, and a plan that gives all of it to the worker.
@@ -252,10 +285,22 @@ impl World {
             location,
         );
         document.columns = Some(columns.iter().map(|column| (*column).to_owned()).collect());
-        let looked = TableCatalog::load(&self.own_origin, &document, 1).await.unwrap();
-        document.files = looked.files.iter().map(|file| file.identity.clone()).collect();
-        self.records.publish_layout(table, version, &document.to_json()).await.unwrap();
-        TableCatalog { layout: document, ..looked }
+        let looked = TableCatalog::load(&self.own_origin, &document, 1)
+            .await
+            .unwrap();
+        document.files = looked
+            .files
+            .iter()
+            .map(|file| file.identity.clone())
+            .collect();
+        self.records
+            .publish_layout(table, version, &document.to_json())
+            .await
+            .unwrap();
+        TableCatalog {
+            layout: document,
+            ..looked
+        }
     }
 
     /// Puts a plan in force that gives the worker what the layout wants and `planned` accepts.
@@ -266,26 +311,41 @@ impl World {
     ) -> String {
         let wanted = stoa_layout::wanted(catalog).unwrap();
         let plan = WorkerPlan {
-            files: catalog.files.iter().map(|file| serde_json::to_value(&file.identity).unwrap()).collect(),
+            files: catalog
+                .files
+                .iter()
+                .map(|file| serde_json::to_value(&file.identity).unwrap())
+                .collect(),
             chunks: wanted
                 .iter()
                 .filter(|chunk| planned(chunk))
                 .map(|wanted| {
                     let chunk = wanted.chunk;
-                    (chunk.file, chunk.row_group, chunk.column, wanted.form.to_string())
+                    (
+                        chunk.file,
+                        chunk.row_group,
+                        chunk.column,
+                        wanted.form.to_string(),
+                    )
                 })
                 .collect(),
         };
         self.plan += 1;
         let table_version = catalog.table_version().to_string();
         let plans = BTreeMap::from([(WORKER.to_owned(), plan)]);
-        self.records.write_plan(&self.leadership, &table_version, self.plan, &plans).await.unwrap();
+        self.records
+            .write_plan(&self.leadership, &table_version, self.plan, &plans)
+            .await
+            .unwrap();
         table_version
     }
 
     pub(crate) async fn unload(&mut self, table_version: &str) {
         self.plan += 1;
-        self.records.write_unloaded(&self.leadership, table_version, self.plan).await.unwrap();
+        self.records
+            .write_unloaded(&self.leadership, table_version, self.plan)
+            .await
+            .unwrap();
     }
 
     pub(crate) fn reader(&self) -> Reader {
@@ -295,7 +355,9 @@ impl World {
     /// Memory that the directory really takes.
     pub(crate) fn used_bytes(&self) -> u64 {
         let entries = std::fs::read_dir(self.cache.path()).unwrap();
-        entries.map(|entry| entry.unwrap().metadata().map_or(0, |m| m.blocks() * 512)).sum()
+        entries
+            .map(|entry| entry.unwrap().metadata().map_or(0, |m| m.blocks() * 512))
+            .sum()
     }
 }
 
@@ -310,27 +372,45 @@ pub(crate) async fn ready(worker: &WorkerHandle, table_version: &str) -> TableSt
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain until {what}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "waited in vain until {what}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 /// The values of a column of one file as they lie in shared memory; `None` for row groups that are
 /// not there.
-pub(crate) fn cached(reader: &Reader, table: &str, file: usize, column: &str) -> Vec<Option<ArrayRef>> {
+pub(crate) fn cached(
+    reader: &Reader,
+    table: &str,
+    file: usize,
+    column: &str,
+) -> Vec<Option<ArrayRef>> {
     let view = reader.view();
-    let table = view.table(&TableName::parse(table).unwrap()).expect("the table is published");
+    let table = view
+        .table(&TableName::parse(table).unwrap())
+        .expect("the table is published");
     let file = &table.files()[file];
-    let root = table.catalog().files[file.index()].root_named(column).unwrap();
+    let root = table.catalog().files[file.index()]
+        .root_named(column)
+        .unwrap();
     let field: &Field = &root.field;
     let decoded = stoa_layout::decoded_schema(&arrow::datatypes::Schema::new(vec![field.clone()]));
     let groups: Range<u32> = 0..file.metadata().num_row_groups() as u32;
-    let Some(id) = view.file_id(file) else { return groups.map(|_| None).collect() };
+    let Some(id) = view.file_id(file) else {
+        return groups.map(|_| None).collect();
+    };
     groups
         .map(|group| {
-            match view.chunk(id, group, root.first_leaf, decoded.field(0).data_type()).ok()? {
+            match view
+                .chunk(id, group, root.first_leaf, decoded.field(0).data_type())
+                .ok()?
+            {
                 CachedChunk::Arrow(chunk) => {
-                    let blocks: Vec<ArrayRef> = (0..chunk.blocks()).map(|at| chunk.block(at)).collect();
+                    let blocks: Vec<ArrayRef> =
+                        (0..chunk.blocks()).map(|at| chunk.block(at)).collect();
                     let blocks: Vec<&dyn Array> = blocks.iter().map(AsRef::as_ref).collect();
                     Some(arrow::compute::concat(&blocks).unwrap())
                 }

@@ -14,6 +14,10 @@ use crate::error::{Error, Result};
 /// The first and the longest wait before an etcd that does not answer is asked again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
+/// The only worker of an embedded cache, by whichever process it is run: one name, so that a plan
+/// made for `stoa sql` holds for `stoa worker` too.
+const EMBEDDED_WORKER: &str = "embedded";
+
 /// Runs a worker; without etcd the coordinator too, in the same process.
 pub async fn worker(context: &Context) -> Result<()> {
     let mut stop = Stop::new()?;
@@ -21,7 +25,9 @@ pub async fn worker(context: &Context) -> Result<()> {
         return Ok(());
     };
     let origin = context.origin();
-    let worker = Worker::start(worker_settings(context)?, records.clone(), origin.clone()).await?;
+    let settings = worker_settings(context)?;
+    let id = settings.id.clone();
+    let worker = Worker::start(settings, records.clone(), origin.clone()).await?;
     let coordinator = match context.is_embedded() {
         true => {
             let settings = coordinator_settings(context);
@@ -31,7 +37,7 @@ pub async fn worker(context: &Context) -> Result<()> {
         false => None,
     };
     tracing::info!(
-        worker = context.config.worker.id,
+        worker = id,
         location = %context.config.cache.location.display(),
         capacity_bytes = context.config.cache.size_bytes,
         metastore = context.metastore_name(),
@@ -61,11 +67,18 @@ pub async fn coordinator(context: &Context) -> Result<()> {
     };
     let settings = coordinator_settings(context);
     let listeners = CoordinatorListeners {
-        control: Some(listen("control.address", &context.config.control.address, context)?),
-        http: Some(listen("http.address", &context.config.control.http_address, context)?),
+        control: Some(listen(
+            "control.address",
+            &context.config.control.address,
+            context,
+        )?),
+        http: Some(listen(
+            "http.address",
+            &context.config.control.http_address,
+            context,
+        )?),
     };
-    let coordinator =
-        Coordinator::start(settings, listeners, records, context.origin()).await?;
+    let coordinator = Coordinator::start(settings, listeners, records, context.origin()).await?;
     tracing::info!(metastore = context.metastore_name(), "coordinator runs");
     let signal = stop.wait().await;
     tracing::info!(signal, "coordinator stops");
@@ -113,7 +126,10 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
         )?),
         pin: config.cache.pin,
         ..WorkerSettings::new(
-            config.worker.id.clone(),
+            match context.is_embedded() {
+                true => EMBEDDED_WORKER,
+                false => &config.worker.id,
+            },
             config.cache.location.clone(),
             config.cache.size_bytes,
         )
@@ -124,12 +140,19 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
 
 fn coordinator_settings(context: &Context) -> CoordinatorSettings {
     let config = &context.config;
+    let usual = CoordinatorSettings::default();
+    // Embedded there is one worker, and it is here: nobody to wait for.
+    let (grace_ms, settle_ms) = match context.is_embedded() {
+        true => (0, 0),
+        false => (config.coordinator.grace.as_millis() as u64, usual.settle_ms),
+    };
     CoordinatorSettings {
         candidate: format!("{}:{}", config.worker.host, std::process::id()),
         election_ttl_ms: config.heartbeat.lease_ttl.as_millis() as u64,
-        grace_ms: config.coordinator.grace.as_millis() as u64,
+        grace_ms,
+        settle_ms,
         absolute_balancer: config.cache.absolute_balancer,
-        ..CoordinatorSettings::default()
+        ..usual
     }
 }
 

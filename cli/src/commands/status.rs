@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use stoa_metastore::{
     CacheVersion, LoadRequest, Records, Rejection, WorkerPhase, WorkerRecord, WorkerState, keys,
 };
-use stoa_reader::Reader;
 
+use super::memory::{Memory, MemoryTable, memory};
 use super::print_json;
 use crate::args::StatusArgs;
 use crate::config::format_bytes;
@@ -39,6 +39,8 @@ pub struct Overview {
     pub pins: BTreeSet<String>,
     /// Requests that were refused, oldest first.
     pub rejections: Vec<Rejection>,
+    /// What lies in this machine's memory, where nothing runs and memory is all there is.
+    pub at_rest: Option<Memory>,
 }
 
 /// How far one table is, over all workers.
@@ -89,7 +91,14 @@ impl Overview {
                 .map(|pin| pin.worker)
                 .collect(),
             rejections: records.rejections().await?,
+            at_rest: None,
         })
+    }
+
+    /// The table as it lies in memory, where nothing runs.
+    fn resting(&self, table: &str) -> Option<&MemoryTable> {
+        let memory = self.at_rest.as_ref()?;
+        memory.tables.iter().find(|found| found.table == table)
     }
 
     fn state_of(&self, worker: &str) -> Option<&WorkerState> {
@@ -156,6 +165,18 @@ impl Overview {
                     .push(format!("{name}: worker {}: {error}", state.id));
             }
         }
+        if self.at_rest.is_some() {
+            let resting = self.resting(name);
+            line.chunks_done = resting.map_or(0, |table| table.chunks);
+            line.held_bytes = resting.map_or(0, |table| table.bytes);
+            line.state = match (line.wanted, resting) {
+                (Some(wanted), Some(table)) if table.version >= wanted => "in memory",
+                (Some(_), Some(_)) => "older in memory",
+                (Some(_), None) => "waiting",
+                (None, _) => "not loaded",
+            };
+            return line;
+        }
         if let Some(plan) = plan.filter(|plan| !plan.unloaded) {
             for worker in plan.parts.keys() {
                 let current = self
@@ -185,7 +206,9 @@ impl Overview {
     /// What an operator should know.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let waiting = self.requests.iter().any(|request| !request.unloaded);
+        // Where everything is embedded, nothing has to run while nobody asks.
+        let waiting =
+            self.at_rest.is_none() && self.requests.iter().any(|request| !request.unloaded);
         if self.coordinator.is_none() && waiting {
             problems.push("no coordinator is elected; run `stoa coordinator`".to_string());
         }
@@ -256,16 +279,23 @@ impl Overview {
             "workers": workers,
             "rejections": self.rejections,
             "problems": self.problems(),
+            "memory": self.at_rest.as_ref().map(Memory::to_json),
         })
     }
 
     /// Tables for people.
     pub fn to_text(&self) -> String {
-        let mut text = format!(
-            "{}; coordinator {}\n\n",
-            self.metastore,
-            self.coordinator.as_deref().unwrap_or("none")
-        );
+        let mut text = match &self.at_rest {
+            Some(memory) => format!(
+                "{}; nothing runs, the cache lies in {}\n\n",
+                self.metastore, memory.location
+            ),
+            None => format!(
+                "{}; coordinator {}\n\n",
+                self.metastore,
+                self.coordinator.as_deref().unwrap_or("none")
+            ),
+        };
         let mut tables = TextTable::new([
             ("table", Align::Left),
             ("published", Align::Right),
@@ -283,13 +313,20 @@ impl Overview {
                 version(line.wanted),
                 version(line.planned),
                 line.state.to_string(),
-                format!("{}/{}", line.chunks_done, line.chunks_total),
+                match &self.at_rest {
+                    Some(_) => line.chunks_done.to_string(),
+                    None => format!("{}/{}", line.chunks_done, line.chunks_total),
+                },
                 format_bytes(line.held_bytes),
             ]);
         }
         match tables.is_empty() {
             true => text.push_str("no tables; `stoa layout create --help` shows how to begin\n"),
             false => text.push_str(&tables.to_string()),
+        }
+        if self.at_rest.is_some() {
+            text.push_str("\n`stoa sql` or `stoa worker` goes on from here\n");
+            return text;
         }
         text.push('\n');
         let mut workers = TextTable::new([
@@ -344,6 +381,9 @@ impl Overview {
 
     /// Why the cluster is not ready, when at least `workers` are needed.
     fn not_ready(&self, workers: usize) -> Option<String> {
+        if self.at_rest.is_some() {
+            return Some("nothing runs".into());
+        }
         if self.coordinator.is_none() {
             return Some("no coordinator is elected".into());
         }
@@ -377,14 +417,14 @@ pub async fn status(args: StatusArgs, context: &Context) -> Result<()> {
         Err(Error::Busy(reason)) => return status_of_memory(&args, &reason, context),
         Err(error) => return Err(error),
     };
-    let overview = Overview::gather(&records, context.metastore_name()).await?;
+    let mut overview = Overview::gather(&records, context.metastore_name()).await?;
+    if context.is_embedded() && overview.workers.is_empty() {
+        overview.at_rest = Some(memory(context));
+    }
     if args.json {
         print_json(&overview.to_json());
     } else {
         print!("{}", overview.to_text());
-        if context.is_embedded() && overview.workers.is_empty() {
-            print!("\n{}", memory(context).0);
-        }
     }
     match args
         .require_ready
@@ -396,71 +436,21 @@ pub async fn status(args: StatusArgs, context: &Context) -> Result<()> {
 }
 
 fn status_of_memory(args: &StatusArgs, reason: &str, context: &Context) -> Result<()> {
-    let (text, tables) = memory(context);
+    let memory = memory(context);
     if args.json {
         print_json(&json!({
             "metastore": context.metastore_name(),
             "busy": reason,
-            "memory": tables,
+            "memory": memory.to_json(),
         }));
     } else {
-        println!("{reason}\nWhat it has published:\n");
-        print!("{text}");
+        println!("{reason}\nWhat that process has published:\n");
+        print!("{}", memory.to_text());
     }
     match args.require_ready {
         Some(_) => Err(Error::NotReady(reason.to_string())),
         None => Ok(()),
     }
-}
-
-/// What lies in this machine's cache directory, as any query process sees it.
-fn memory(context: &Context) -> (String, Value) {
-    let location = &context.config.cache.location;
-    let reader = Reader::open(location, context.origin());
-    let view = reader.view();
-    let snapshot = view.snapshot();
-    let bytes: u64 = snapshot.iter().map(|(_, entry)| entry.length()).sum();
-    let mut tables = TextTable::new([
-        ("table", Align::Left),
-        ("version", Align::Right),
-        ("files", Align::Right),
-        ("location", Align::Left),
-    ]);
-    let mut listed = Vec::new();
-    for table in view.tables() {
-        let catalog = table.catalog();
-        tables.row([
-            catalog.table.to_string(),
-            catalog.version.to_string(),
-            catalog.files.len().to_string(),
-            catalog.location.clone(),
-        ]);
-        listed.push(json!({
-            "table": catalog.table.to_string(),
-            "version": catalog.version.get(),
-            "files": catalog.files.len(),
-            "location": catalog.location,
-            "looked_at_unix_ms": catalog.looked_at_unix_ms,
-        }));
-    }
-    let mut text = format!(
-        "{}: generation {}, {} chunks, {}\n",
-        location.display(),
-        snapshot.generation(),
-        snapshot.chunk_count(),
-        format_bytes(bytes)
-    );
-    if !tables.is_empty() {
-        text.push_str(&tables.to_string());
-    }
-    let value = json!({
-        "location": location.display().to_string(),
-        "generation": snapshot.generation(),
-        "chunks": snapshot.chunk_count(),
-        "bytes": bytes,
-        "tables": listed,
-    });
-    (text, value)
 }
 
 #[cfg(test)]
@@ -551,7 +541,37 @@ mod tests {
                 reason: "invalid layout version".into(),
                 ..Rejection::default()
             }],
+            at_rest: None,
         }
+    }
+
+    #[test]
+    fn a_cache_at_rest_is_no_problem() {
+        let mut resting = overview();
+        (resting.workers, resting.states, resting.coordinator) = (vec![], vec![], None);
+        resting.metastore = "the embedded state in /state".into();
+        resting.at_rest = Some(Memory {
+            location: "/dev/shm/stoa-1000".into(),
+            generation: 7,
+            tables: vec![MemoryTable {
+                table: "tpch.lineitem".into(),
+                version: 2,
+                chunks: 24,
+                bytes: 24 << 20,
+                ..MemoryTable::default()
+            }],
+        });
+        assert_eq!(resting.problems(), Vec::<String>::new());
+        insta::assert_snapshot!(resting.to_text(), @"
+        the embedded state in /state; nothing runs, the cache lies in /dev/shm/stoa-1000
+
+        table          published  wanted  planned  state       chunks    held
+        tpch.lineitem          2       2        2  in memory       24  24 MiB
+        tpch.nation            1       -        -  not loaded       0     0 B
+        tpch.orders            1       1        1  waiting          0     0 B
+
+        `stoa sql` or `stoa worker` goes on from here
+        ");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::progress::{Unit, bar};
 
 /// How often the records are looked at while waiting.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
+const LOOK_EVERY: Duration = Duration::from_millis(150);
 
 /// How long a plan without parts must stand before it counts as an empty table.
 const EMPTY_PLAN_STANDS: Duration = Duration::from_secs(3);

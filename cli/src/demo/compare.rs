@@ -139,7 +139,10 @@ mod tests {
         let floats = |values: Vec<f64>| batch(vec![Arc::new(Float64Array::from(values))]);
         let left = floats(vec![0.1 + 0.2, 1e18]);
         let right = floats(vec![1e18 * (1.0 + 1e-12), 0.3]);
-        assert_eq!(difference(&[left.clone()], &[right]).unwrap(), None);
+        assert_eq!(
+            difference(std::slice::from_ref(&left), &[right]).unwrap(),
+            None
+        );
         let wrong = floats(vec![0.3001, 1e18]);
         assert!(difference(&[left], &[wrong]).unwrap().is_some());
     }

@@ -1,0 +1,231 @@
+//! The middle of a pass: what is missing is fetched and appended, while events go on being handled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stoa_layout::Form;
+use tokio::time::{Instant, sleep_until};
+
+use crate::batch::{BATCH_BYTES_MAX, Batch, batches};
+use crate::diff::{Want, footprint};
+use crate::engine::{Engine, Flow};
+use crate::events::Event;
+use crate::failures::{Failures, Remedy};
+use crate::fill::{Fill, FillContext, FillLimits, Loaded};
+use crate::metrics::add;
+use crate::pass::{NO_ROOM, Pass};
+use crate::settings::WorkerSettings;
+use crate::store::{Published, Stored};
+
+/// How long an interrupted load waits for what is in flight.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Publications may take at most one part in so many of a load's time.
+const PUBLISH_SHARE: u32 = 10;
+
+/// How a load ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filled {
+    Completely,
+    Interrupted,
+    Stopped,
+}
+
+impl Engine {
+    /// Loads what is missing, while events go on being handled.
+    pub(crate) async fn fill(&mut self, pass: &mut Pass) -> stoa_shm::Result<Filled> {
+        if pass.decision.fetch.is_empty() {
+            return Ok(Filled::Completely);
+        }
+        let settings = &self.shared.settings;
+        let limits = FillLimits {
+            concurrency: settings.fill_concurrency,
+            decoders: settings.decoders(),
+            memory_bytes: settings.fill_memory_bytes,
+        };
+        let bytes_max = BATCH_BYTES_MAX.min(settings.fill_memory_bytes / 8).max(1);
+        let batches = Arc::new(batches(&pass.wants, &pass.decision.fetch, bytes_max));
+        let context = FillContext {
+            origin: self.sources.origin.clone(),
+            wants: Arc::clone(&pass.wants),
+            catalogs: pass
+                .tables
+                .iter()
+                .map(|table| table.catalog.clone())
+                .collect(),
+            limits,
+        };
+        let mut fill = Fill::start(context, Arc::clone(&batches));
+        let mut expected = pass.decision.fetch_bytes;
+        let mut next_publication = Instant::now() + settings.publish_interval;
+        let mut drain: Option<Instant> = None;
+        enum Step {
+            Event(Event),
+            Loaded(Option<Loaded>),
+            Drained,
+        }
+        loop {
+            let deadline = self.deadline();
+            let drained = drain.unwrap_or_else(Instant::now);
+            let step = tokio::select! {
+                biased;
+                event = self.events.next(deadline), if drain.is_none() => Step::Event(event),
+                () = sleep_until(drained), if drain.is_some() => Step::Drained,
+                loaded = fill.next() => Step::Loaded(loaded),
+            };
+            match step {
+                Step::Event(event) => match self.handle(event).await {
+                    Flow::Continue => {}
+                    Flow::Interrupt => {
+                        fill.halt();
+                        drain = Some(Instant::now() + DRAIN);
+                    }
+                    Flow::Stop => return Ok(Filled::Stopped),
+                },
+                Step::Drained => return Ok(Filled::Interrupted),
+                Step::Loaded(None) if drain.is_some() => return Ok(Filled::Interrupted),
+                Step::Loaded(None) => return Ok(Filled::Completely),
+                Step::Loaded(Some(loaded)) => {
+                    let batch = &batches[loaded.batch];
+                    let publish = Instant::now() >= next_publication;
+                    let published = self.append(pass, batch, loaded, expected, publish).await?;
+                    expected = expected.saturating_sub(batch_footprint(&pass.wants, batch));
+                    if let Some(published) = published {
+                        let pause = settings_pause(&self.shared.settings, published.took);
+                        next_publication = Instant::now() + pause;
+                        self.take_published(pass, published);
+                    }
+                    self.count(pass);
+                    self.report();
+                }
+            }
+        }
+    }
+
+    /// Appends one batch to the segments and takes notice of what failed.
+    pub(crate) async fn append(
+        &mut self,
+        pass: &mut Pass,
+        batch: &Batch,
+        loaded: Loaded,
+        expected: u64,
+        publish: bool,
+    ) -> stoa_shm::Result<Option<Published>> {
+        let counters = &self.shared.counters;
+        add(&counters.fetched_bytes, loaded.fetched_bytes);
+        let mut good = Vec::with_capacity(loaded.chunks.len());
+        for (at, chunk) in loaded.chunks {
+            match chunk {
+                Ok(chunk) => {
+                    if let Some(reason) = &chunk.fallback {
+                        tracing::debug!(chunk = %pass.wants[at].key.readable(), reason, "kept as parquet");
+                        add(&counters.chunks_fallen_back, 1);
+                        if pass.wants[at].form != Form::Parquet {
+                            self.known.parquet_only.insert(pass.wants[at].key.clone());
+                        }
+                    }
+                    good.push((at, chunk));
+                }
+                Err(failed) => {
+                    let want = &pass.wants[at];
+                    if failed.remedy == Remedy::Refresh {
+                        pass.changed.insert(batch.table);
+                    }
+                    fail(
+                        &mut self.failures,
+                        pass,
+                        at,
+                        want.clone(),
+                        failed.remedy,
+                        failed.reason,
+                    );
+                    add(&self.shared.counters.chunks_failed, 1);
+                }
+            }
+        }
+        let wants = Arc::clone(&pass.wants);
+        let (stored, published) = self
+            .shared
+            .with_store(move |store| {
+                let mut stored = Vec::with_capacity(good.len());
+                let mut expected = expected;
+                for (at, chunk) in &good {
+                    let outcome = store.append(&wants[*at].key, chunk, expected)?;
+                    expected = expected.saturating_sub(footprint(chunk.bytes()));
+                    stored.push((*at, chunk.bytes(), outcome));
+                }
+                let publish = publish && store.has_fresh();
+                let published = if publish {
+                    Some(store.publish()?)
+                } else {
+                    None
+                };
+                Ok::<_, stoa_shm::Error>((stored, published))
+            })
+            .await?;
+        let counters = &self.shared.counters;
+        for (at, bytes, outcome) in stored {
+            let want = &pass.wants[at];
+            match outcome {
+                Stored::Yes => {
+                    add(&counters.chunks_fetched, 1);
+                    add(&counters.stored_bytes, bytes);
+                    self.failures.forget(&want.key);
+                    pass.tally.fetched(want);
+                    for table in std::iter::once(&want.table).chain(&want.also) {
+                        if let Some(slot) = self.slots.get_mut(&pass.tables[*table].name) {
+                            slot.state.fetched_chunks += 1;
+                        }
+                    }
+                }
+                Stored::NoRoom => {
+                    // Larger than estimated: now it is known, and the next pass decides with that.
+                    self.known.sizes.insert(want.key.clone(), bytes);
+                    fail(
+                        &mut self.failures,
+                        pass,
+                        at,
+                        want.clone(),
+                        Remedy::Retry,
+                        NO_ROOM.to_owned(),
+                    );
+                }
+            }
+        }
+        drop(loaded.memory);
+        Ok(published)
+    }
+}
+
+/// Takes notice that a chunk could not be had.
+fn fail(
+    failures: &mut Failures,
+    pass: &mut Pass,
+    at: usize,
+    want: Want,
+    remedy: Remedy,
+    reason: String,
+) {
+    tracing::debug!(chunk = %want.key.readable(), reason, "chunk left out");
+    pass.tally.left_out(&want, at, &reason);
+    failures.record(
+        want.key,
+        remedy,
+        reason,
+        std::time::Instant::now(),
+        pass.jitter,
+    );
+}
+
+/// What a batch is expected to take from the budget.
+fn batch_footprint(wants: &[Want], batch: &Batch) -> u64 {
+    batch
+        .wants
+        .iter()
+        .map(|at| footprint(wants[*at].bytes))
+        .sum()
+}
+
+/// The time until the next publication: what is set, or more where publishing is slow.
+fn settings_pause(settings: &WorkerSettings, took: Duration) -> Duration {
+    settings.publish_interval.max(took * PUBLISH_SHARE)
+}
