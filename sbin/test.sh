@@ -92,6 +92,10 @@ else
     fi
 fi
 
+step "mutants of the shared memory"
+# A build of its own: the deliberate faults must not be compiled into anything else.
+cargo test -p stoa-tests-shm --features mutants --locked </dev/null
+
 if ! "$quick"; then
     step "doctests"
     cargo test --workspace --doc --locked </dev/null

@@ -21,18 +21,25 @@ const ROWS: usize = 131_072;
 /// A row group shaped like lineitem's: keys, prices, short flags, comments.
 fn row_group() -> RecordBatch {
     let mut random = StdRng::seed_from_u64(1);
-    let keys: ArrayRef = Arc::new(Int64Array::from_iter_values((0..ROWS as i64).map(|i| i / 4)));
+    let keys: ArrayRef = Arc::new(Int64Array::from_iter_values(
+        (0..ROWS as i64).map(|i| i / 4),
+    ));
     let prices: ArrayRef = Arc::new(
-        Decimal128Array::from_iter_values((0..ROWS).map(|_| random.random_range(90_000..10_000_000)))
-            .with_precision_and_scale(15, 2)
-            .expect("a decimal type"),
+        Decimal128Array::from_iter_values(
+            (0..ROWS).map(|_| random.random_range(90_000..10_000_000)),
+        )
+        .with_precision_and_scale(15, 2)
+        .expect("a decimal type"),
     );
     let flags: ArrayRef = Arc::new(StringViewArray::from_iter_values(
         (0..ROWS).map(|_| ["A", "N", "R"][random.random_range(0..3)]),
     ));
-    let comments: ArrayRef = Arc::new(StringViewArray::from_iter_values(
-        (0..ROWS).map(|i| format!("carefully final deposits {} sleep {i}", random.random_range(0..999))),
-    ));
+    let comments: ArrayRef = Arc::new(StringViewArray::from_iter_values((0..ROWS).map(|i| {
+        format!(
+            "carefully final deposits {} sleep {i}",
+            random.random_range(0..999)
+        )
+    })));
     RecordBatch::try_from_iter([
         ("key", keys),
         ("price", prices),
@@ -44,7 +51,9 @@ fn row_group() -> RecordBatch {
 
 fn loads(criterion: &mut Criterion) {
     let batch = row_group();
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .build();
     let mut file = vec![];
     let mut writer =
         ArrowWriter::try_new(&mut file, batch.schema(), Some(properties)).expect("a schema");
@@ -61,8 +70,10 @@ fn loads(criterion: &mut Criterion) {
     let lay_out = |batches: &[RecordBatch]| -> Vec<Vec<u8>> {
         (0..batches[0].num_columns())
             .map(|column| {
-                let arrays: Vec<ArrayRef> =
-                    batches.iter().map(|batch| Arc::clone(batch.column(column))).collect();
+                let arrays: Vec<ArrayRef> = batches
+                    .iter()
+                    .map(|batch| Arc::clone(batch.column(column)))
+                    .collect();
                 encode_arrow(&arrays, arrays[0].data_type()).expect("a supported type")
             })
             .collect()
@@ -79,9 +90,14 @@ fn loads(criterion: &mut Criterion) {
     let write = |chunks: &[Vec<u8>]| {
         let mut segment = cache.new_segment(SEGMENT_BYTES).expect("space");
         for (column, chunk) in chunks.iter().enumerate() {
-            let key =
-                ChunkKey { file: Arc::from(&b"file"[..]), row_group: 0, column: column as u32 };
-            segment.append(&key, FORM_ARROW, ROWS as u32, chunk).expect("space");
+            let key = ChunkKey {
+                file: Arc::from(&b"file"[..]),
+                row_group: 0,
+                column: column as u32,
+            };
+            segment
+                .append(&key, FORM_ARROW, ROWS as u32, chunk)
+                .expect("space");
         }
         // Dropped unsealed: the temporary file goes, so that the directory does not fill.
         black_box(segment);

@@ -27,7 +27,9 @@ fn tree_key(file: u32, row_group: u32, column: u32) -> Vec<u8> {
 }
 
 fn file_key(file: u32) -> Arc<[u8]> {
-    Arc::from(format!("s3://bucket/tpch/lineitem/part-{file:05}.parquet etag={file:032x}").as_bytes())
+    Arc::from(
+        format!("s3://bucket/tpch/lineitem/part-{file:05}.parquet etag={file:032x}").as_bytes(),
+    )
 }
 
 fn lookups(criterion: &mut Criterion) {
@@ -39,40 +41,59 @@ fn lookups(criterion: &mut Criterion) {
     let (mut writer, _) = CacheWriter::open(dir).expect("no other writer");
     let keys: Vec<Arc<[u8]>> = (0..FILES).map(file_key).collect();
     let mut segment = writer.new_segment(1 << 20).expect("space");
-    let first = ChunkKey { file: Arc::clone(&keys[0]), row_group: 0, column: 0 };
+    let first = ChunkKey {
+        file: Arc::clone(&keys[0]),
+        row_group: 0,
+        column: 0,
+    };
     segment.append(&first, 1, 1, &[7; 64]).expect("space");
     let sealed = segment.seal().expect("sealed");
-    let location: ChunkLocation = sealed.chunks[0].1.clone();
+    let location: ChunkLocation = sealed.chunks[0].1;
     let mut chunks = vec![];
     let mut map = HashMap::new();
     let mut tree = Trie::new();
     for file in 0..FILES {
         for row_group in 0..ROW_GROUPS {
             for column in 0..COLUMNS {
-                let key = ChunkKey { file: Arc::clone(&keys[file as usize]), row_group, column };
-                map.insert((file, row_group, column), location.clone());
-                tree.insert(tree_key(file, row_group, column), location.clone());
-                chunks.push((key, location.clone()));
+                let key = ChunkKey {
+                    file: Arc::clone(&keys[file as usize]),
+                    row_group,
+                    column,
+                };
+                map.insert((file, row_group, column), location);
+                tree.insert(tree_key(file, row_group, column), location);
+                chunks.push((key, location));
             }
         }
     }
     let count = chunks.len();
-    writer.publish(IndexContents { chunks, catalogs: vec![] }).expect("published");
+    writer
+        .publish(IndexContents {
+            chunks,
+            catalogs: vec![],
+        })
+        .expect("published");
     let snapshot = CacheReader::open(scratch.path()).snapshot();
     assert_eq!(snapshot.chunk_count() as usize, count);
     assert_eq!(tree.len(), count);
-    let files: Vec<_> =
-        keys.iter().map(|key| snapshot.file(key).expect("every file is in the index")).collect();
+    let files: Vec<_> = keys
+        .iter()
+        .map(|key| snapshot.file(key).expect("every file is in the index"))
+        .collect();
 
     let mut random = StdRng::seed_from_u64(1);
     let mut next = move || {
-        (random.random_range(0..FILES), random.random_range(0..ROW_GROUPS), random.random_range(0..COLUMNS))
+        (
+            random.random_range(0..FILES),
+            random.random_range(0..ROW_GROUPS),
+            random.random_range(0..COLUMNS),
+        )
     };
     let mut group = criterion.benchmark_group(format!("lookup_{count}"));
     let mut wanted = next.clone();
     group.bench_function("index", |b| {
         b.iter_batched(
-            || wanted(),
+            &mut wanted,
             |(file, row_group, column)| {
                 black_box(snapshot.lookup(files[file as usize], row_group, column))
             },
@@ -81,7 +102,11 @@ fn lookups(criterion: &mut Criterion) {
     });
     let mut wanted = next.clone();
     group.bench_function("hash_map", |b| {
-        b.iter_batched(|| wanted(), |key| black_box(map.get(&key)), BatchSize::SmallInput);
+        b.iter_batched(
+            &mut wanted,
+            |key| black_box(map.get(&key)),
+            BatchSize::SmallInput,
+        );
     });
     group.bench_function("radix_tree", |b| {
         b.iter_batched(

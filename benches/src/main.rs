@@ -50,7 +50,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let generated = match generate::find(&data, args.scale) {
         Some(generated) => generated,
         None => {
-            eprintln!("generating TPC-H scale {} in {}", args.scale, data.display());
+            eprintln!(
+                "generating TPC-H scale {} in {}",
+                args.scale,
+                data.display()
+            );
             generate::generate(&data, args.scale, 2, &|_| ())?
         }
     };
@@ -73,7 +77,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
         for mode in &args.modes {
             let file = output.with_extension(format!("{}.json", mode.name()));
-            std::fs::write(file, serde_json::to_vec_pretty(&times.dfbench(*mode, &context))?)?;
+            std::fs::write(
+                file,
+                serde_json::to_vec_pretty(&times.dfbench(*mode, &context))?,
+            )?;
         }
         let summary = json!({
             "context": context,
@@ -93,6 +100,7 @@ async fn measure(args: &Args, modes: &[Running]) -> Result<Times, Box<dyn std::e
     let mut times = Times::default();
     for mode in modes {
         times.bytes.insert(mode.mode, mode.bytes);
+        times.attach_ms.insert(mode.mode, mode.attach_ms);
     }
     // The first round warms up and compares the answers; it is not measured.
     for round in 0..=args.iterations {

@@ -10,7 +10,7 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::context::{SessionConfig, SessionContext};
 use datafusion::prelude::ParquetReadOptions;
 use stoa_cli::demo::generate::TABLES;
-use stoa_datafusion::{Embedded, EmbeddedSettings};
+use stoa_datafusion::{Embedded, EmbeddedSettings, Reader};
 use stoa_layout::{FormChoice, LayoutDocument, LayoutVersion, TableName};
 
 /// A way of reading the tables.
@@ -60,6 +60,8 @@ impl Mode {
 pub struct Running {
     /// Which.
     pub mode: Mode,
+    /// Milliseconds that a new reader takes from nothing to the tables; 0 without the cache.
+    pub attach_ms: f64,
     /// Bytes of memory that hold the tables; 0 for Parquet, which the page cache holds.
     pub bytes: u64,
     session: SessionContext,
@@ -76,7 +78,14 @@ impl Running {
         let mut config = SessionConfig::new().with_target_partitions(partitions);
         config.options_mut().execution.parquet.pushdown_filters = mode.pushdown();
         let session = SessionContext::new_with_config(config);
-        let mut running = Running { mode, bytes: 0, session, embedded: None, _scratch: None };
+        let mut running = Running {
+            mode,
+            attach_ms: 0.0,
+            bytes: 0,
+            session,
+            embedded: None,
+            _scratch: None,
+        };
         match (mode, mode.form()) {
             (_, Some(form)) => running.load(data, form).await?,
             (Mode::Memtable, None) => running.decode(data).await?,
@@ -87,7 +96,9 @@ impl Running {
 
     async fn load(&mut self, data: &Path, form: FormChoice) -> Result<()> {
         let external = |error| DataFusionError::External(Box::new(error));
-        let scratch = tempfile::Builder::new().prefix("stoa-bench-").tempdir_in("/dev/shm")?;
+        let scratch = tempfile::Builder::new()
+            .prefix("stoa-bench-")
+            .tempdir_in("/dev/shm")?;
         let settings = EmbeddedSettings {
             cache_directory: scratch.path().join("cache"),
             capacity_bytes: 16 << 30,
@@ -103,11 +114,28 @@ impl Running {
             document.form = form;
             embedded.publish(&document).await.map_err(external)?;
             let wait = Duration::from_secs(1200);
-            embedded.wait_loaded(&document, wait).await.map_err(external)?;
+            embedded
+                .wait_loaded(&document, wait)
+                .await
+                .map_err(external)?;
         }
-        self.bytes = embedded.worker_state().map_or(0, |state| state.borrow().held_bytes);
+        let directory = scratch.path().join("cache");
+        let start = Instant::now();
+        let tables = Reader::open(&directory, embedded.origin().clone())
+            .view()
+            .tables()
+            .count();
+        self.attach_ms = start.elapsed().as_secs_f64() * 1000.0;
+        assert_eq!(tables, TABLES.len(), "every table is published");
+        self.bytes = embedded
+            .worker_state()
+            .map_or(0, |state| state.borrow().held_bytes);
         embedded.stoa().register(&self.session).await?;
-        self.session.sql("set datafusion.catalog.default_schema = 'tpch'").await?.collect().await?;
+        self.session
+            .sql("set datafusion.catalog.default_schema = 'tpch'")
+            .await?
+            .collect()
+            .await?;
         self.embedded = Some(embedded);
         self._scratch = Some(scratch);
         Ok(())
@@ -122,7 +150,9 @@ impl Running {
             let loaded = MemTable::load(provider, Some(partitions), &source.state()).await?;
             for partition in &loaded.batches {
                 let batches = partition.read().await;
-                let bytes = batches.iter().map(|batch| batch.get_array_memory_size() as u64);
+                let bytes = batches
+                    .iter()
+                    .map(|batch| batch.get_array_memory_size() as u64);
                 self.bytes += bytes.sum::<u64>();
             }
             self.session.register_table(table.name, Arc::new(loaded))?;
@@ -142,7 +172,9 @@ impl Running {
 
     /// Requests to the origin so far; 0 in modes without the cache.
     pub fn origin_requests(&self) -> u64 {
-        self.embedded.as_ref().map_or(0, |embedded| embedded.origin().counters().requests())
+        self.embedded
+            .as_ref()
+            .map_or(0, |embedded| embedded.origin().counters().requests())
     }
 
     /// Stops what the mode runs, and removes what it loaded.
@@ -156,7 +188,9 @@ impl Running {
 async fn register_parquet(session: &SessionContext, data: &Path) -> Result<()> {
     for table in &TABLES {
         let path = format!("{}/", data.join(table.name).display());
-        session.register_parquet(table.name, path, ParquetReadOptions::default()).await?;
+        session
+            .register_parquet(table.name, path, ParquetReadOptions::default())
+            .await?;
     }
     Ok(())
 }

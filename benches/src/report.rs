@@ -17,6 +17,8 @@ pub struct Times {
     pub rows: BTreeMap<u8, usize>,
     /// Memory held, by mode.
     pub bytes: BTreeMap<Mode, u64>,
+    /// Milliseconds to attach to the cache in a new reader, by mode.
+    pub attach_ms: BTreeMap<Mode, f64>,
     /// Requests to the origin while hot, by mode.
     pub hot_origin_requests: BTreeMap<Mode, u64>,
 }
@@ -42,17 +44,23 @@ impl Times {
             .iter()
             .filter_map(|(query, times)| {
                 let other = base.get(query)?;
-                Some((*query, times.iter().zip(other).map(|(a, b)| a / b).collect()))
+                Some((
+                    *query,
+                    times.iter().zip(other).map(|(a, b)| a / b).collect(),
+                ))
             })
             .collect();
         let iterations = ratios.values().map(Vec::len).min()?;
         let means: Vec<f64> = (0..iterations)
             .filter_map(|i| geomean(&ratios.values().map(|r| r[i]).collect::<Vec<_>>()))
             .collect();
-        let queries: BTreeMap<u8, Interval> =
-            ratios.iter().filter_map(|(q, r)| Some((*q, median_interval(r)?))).collect();
-        let (worst_query, worst) =
-            queries.iter().max_by(|a, b| a.1.median.total_cmp(&b.1.median))?;
+        let queries: BTreeMap<u8, Interval> = ratios
+            .iter()
+            .filter_map(|(q, r)| Some((*q, median_interval(r)?)))
+            .collect();
+        let (worst_query, worst) = queries
+            .iter()
+            .max_by(|a, b| a.1.median.total_cmp(&b.1.median))?;
         Some(Comparison {
             geomean: median_interval(&means)?,
             worst_query: *worst_query,
@@ -92,6 +100,7 @@ impl Times {
             let mut entry = json!({
                 "bytes": bytes,
                 "bytes_vs_parquet": bytes as f64 / parquet_bytes.max(1) as f64,
+                "attach_ms": self.attach_ms.get(mode).copied().unwrap_or(0.0),
                 "hot_origin_requests": self.hot_origin_requests.get(mode).copied().unwrap_or(0),
             });
             for (name, base) in [
@@ -119,7 +128,10 @@ impl Times {
         for query in self.rows.keys() {
             text += &format!("{query:>5}");
             for mode in &modes {
-                let times = self.elapsed[mode].get(query).map(Vec::as_slice).unwrap_or_default();
+                let times = self.elapsed[mode]
+                    .get(query)
+                    .map(Vec::as_slice)
+                    .unwrap_or_default();
                 text += &format!("{:>15.1} ms", median(times).unwrap_or(f64::NAN));
             }
             text += "\n";
@@ -155,10 +167,22 @@ mod tests {
     fn ratios_are_paired_by_iteration() {
         let mut times = Times::default();
         // Both modes slow down together: the ratio does not.
-        times.elapsed.insert(Mode::Parquet, BTreeMap::from([(1, vec![10.0, 100.0, 20.0])]));
-        times.elapsed.insert(Mode::Stoa, BTreeMap::from([(1, vec![5.0, 50.0, 10.0])]));
+        times.elapsed.insert(
+            Mode::Parquet,
+            BTreeMap::from([(1, vec![10.0, 100.0, 20.0])]),
+        );
+        times
+            .elapsed
+            .insert(Mode::Stoa, BTreeMap::from([(1, vec![5.0, 50.0, 10.0])]));
         let comparison = times.compare(Mode::Stoa, Mode::Parquet).unwrap();
-        assert_eq!(comparison.geomean, Interval { median: 0.5, low: 0.5, high: 0.5 });
+        assert_eq!(
+            comparison.geomean,
+            Interval {
+                median: 0.5,
+                low: 0.5,
+                high: 0.5
+            }
+        );
         assert_eq!(comparison.worst_query, 1);
         assert!(times.compare(Mode::Stoa, Mode::Memtable).is_none());
     }

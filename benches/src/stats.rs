@@ -49,7 +49,11 @@ pub fn median_interval(values: &[f64]) -> Option<Interval> {
         below = k + 1;
     }
     let rank = below.saturating_sub(1);
-    Some(Interval { median: median(values)?, low: sorted[rank], high: sorted[n - 1 - rank] })
+    Some(Interval {
+        median: median(values)?,
+        low: sorted[rank],
+        high: sorted[n - 1 - rank],
+    })
 }
 
 fn ln_choose(n: usize, k: usize) -> f64 {
@@ -72,7 +76,14 @@ mod tests {
         // P(X <= 3) = 0.0176, P(X <= 4) = 0.0592 for n = 15: so the 4th and the 12th value.
         let values: Vec<f64> = (1..=15).map(f64::from).collect();
         let interval = median_interval(&values).unwrap();
-        assert_eq!(interval, Interval { median: 8.0, low: 4.0, high: 12.0 });
+        assert_eq!(
+            interval,
+            Interval {
+                median: 8.0,
+                low: 4.0,
+                high: 12.0
+            }
+        );
         let few = median_interval(&[2.0, 1.0, 3.0]).unwrap();
         assert_eq!((few.low, few.high), (1.0, 3.0));
     }

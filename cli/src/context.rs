@@ -9,6 +9,7 @@ use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{TableName, TableVersion};
 use stoa_metastore::{EmbeddedMetastore, EtcdMetastore, EtcdSettings, Records};
 use stoa_origin::{Origin, OriginLimits, StoreSettings, Stores};
+use stoa_reader::{Reader, ReaderOptions, Verify};
 
 use crate::args::Global;
 use crate::config::{Config, EtcdConfig, Machine};
@@ -100,10 +101,26 @@ impl Context {
             capacity_bytes: self.config.cache.size_bytes,
             state_directory: Some(self.state_directory().to_path_buf()),
             freshness: self.config.cache.freshness,
+            verify: self.verify(),
             stores: self.store_settings(),
             origin: self.origin_limits(),
         };
         Embedded::start(settings).await.map_err(embedded_error)
+    }
+
+    /// This machine's cache, to be read.
+    pub fn reader(&self) -> Reader {
+        let options = ReaderOptions {
+            verify: self.verify(),
+        };
+        Reader::open_with(&self.config.cache.location, options, self.origin())
+    }
+
+    fn verify(&self) -> Verify {
+        match self.config.cache.verify_first_touch {
+            true => Verify::FirstTouch,
+            false => Verify::Never,
+        }
     }
 
     /// Like [`Context::embedded`], for what only the owner can do.

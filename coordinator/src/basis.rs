@@ -7,13 +7,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use stoa_metastore::keys::PLAN_BASIS_PREFIX;
 use stoa_metastore::{CacheVersion, Leadership, Op, Records, Result, Txn, keys};
 
 use crate::memory::Basis;
-
-/// All of `plan_basis/{table}`: what the plan in force of a table was made of, written by the
-/// coordinator after the plan. Safe to delete.
-pub const PLAN_BASIS_PREFIX: &str = "plan_basis/";
 
 /// The value of `plan_basis/{table}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

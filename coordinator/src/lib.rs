@@ -35,7 +35,6 @@ mod table;
 mod term;
 mod view;
 
-pub use basis::PLAN_BASIS_PREFIX;
 pub use coordinator::Coordinator;
 pub use error::{Error, Result};
 pub use handle::{CoordinatorHandle, CoordinatorListeners};

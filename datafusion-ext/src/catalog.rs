@@ -25,7 +25,12 @@ pub(crate) struct Tables {
 
 impl Tables {
     pub(crate) fn new(reader: Reader, records: Option<Records>) -> Self {
-        Self { reader, records, plans: Arc::default(), laid_out: RwLock::default() }
+        Self {
+            reader,
+            records,
+            plans: Arc::default(),
+            laid_out: RwLock::default(),
+        }
     }
 
     /// Looks up the names of the layouts in the metastore.
@@ -33,16 +38,31 @@ impl Tables {
         let Some(records) = &self.records else { return };
         match records.layout_tables().await {
             Ok(names) => {
-                let names = names.iter().filter_map(|name| TableName::parse(name).ok()).collect();
-                *self.laid_out.write().unwrap_or_else(PoisonError::into_inner) = names;
+                let names = names
+                    .iter()
+                    .filter_map(|name| TableName::parse(name).ok())
+                    .collect();
+                *self
+                    .laid_out
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner) = names;
             }
             Err(error) => tracing::debug!(%error, "layouts not listed"),
         }
     }
 
     fn names(&self) -> BTreeSet<TableName> {
-        let mut names = self.laid_out.read().unwrap_or_else(PoisonError::into_inner).clone();
-        names.extend(self.reader.view().tables().map(|table| table.catalog().table.clone()));
+        let mut names = self
+            .laid_out
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        names.extend(
+            self.reader
+                .view()
+                .tables()
+                .map(|table| table.catalog().table.clone()),
+        );
         names
     }
 
@@ -51,7 +71,9 @@ impl Tables {
         if let Some(table) = StoaTable::open_with(&self.reader, name, Arc::clone(&self.plans))? {
             return Ok(Some(table));
         }
-        let Some(records) = &self.records else { return Ok(None) };
+        let Some(records) = &self.records else {
+            return Ok(None);
+        };
         let external = DataFusionError::External;
         let Some(document) = newest_layout(records, &name.to_string())
             .await
@@ -73,10 +95,7 @@ impl Tables {
     }
 }
 
-async fn newest_layout(
-    records: &Records,
-    table: &str,
-) -> stoa_metastore::Result<Option<String>> {
+async fn newest_layout(records: &Records, table: &str) -> stoa_metastore::Result<Option<String>> {
     match records.latest_layout(table).await? {
         Some(version) => records.layout(table, version).await,
         None => Ok(None),
@@ -99,13 +118,22 @@ impl StoaCatalog {
 impl CatalogProvider for StoaCatalog {
     fn schema_names(&self) -> Vec<String> {
         let mut names: BTreeSet<String> = self.own.schema_names().into_iter().collect();
-        names.extend(self.tables.names().iter().map(|name| name.schema().to_owned()));
+        names.extend(
+            self.tables
+                .names()
+                .iter()
+                .map(|name| name.schema().to_owned()),
+        );
         names.into_iter().collect()
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         let own = self.own.schema(name);
-        let ours = self.tables.names().iter().any(|table| table.schema() == name);
+        let ours = self
+            .tables
+            .names()
+            .iter()
+            .any(|table| table.schema() == name);
         if own.is_none() && !ours {
             return None;
         }
@@ -116,7 +144,11 @@ impl CatalogProvider for StoaCatalog {
             schema
         });
         let tables = Arc::clone(&self.tables);
-        Some(Arc::new(StoaSchema { name: name.to_owned(), own, tables }))
+        Some(Arc::new(StoaSchema {
+            name: name.to_owned(),
+            own,
+            tables,
+        }))
     }
 
     fn register_schema(
@@ -164,7 +196,9 @@ impl SchemaProvider for StoaSchema {
         if let Some(own) = self.own.table(name).await? {
             return Ok(Some(own));
         }
-        let Some(name) = self.table_name(name) else { return Ok(None) };
+        let Some(name) = self.table_name(name) else {
+            return Ok(None);
+        };
         let table = self.tables.open(&name).await?;
         Ok(table.map(|table| Arc::new(table) as Arc<dyn TableProvider>))
     }
@@ -183,6 +217,8 @@ impl SchemaProvider for StoaSchema {
 
     fn table_exist(&self, name: &str) -> bool {
         self.own.table_exist(name)
-            || self.table_name(name).is_some_and(|name| self.tables.names().contains(&name))
+            || self
+                .table_name(name)
+                .is_some_and(|name| self.tables.names().contains(&name))
     }
 }

@@ -9,7 +9,7 @@ use stoa_coordinator::{Coordinator, CoordinatorHandle, CoordinatorListeners, Coo
 use stoa_layout::{LayoutDocument, LayoutVersion, TableCatalog, TableName};
 use stoa_metastore::{EmbeddedMetastore, Records, WorkerState};
 use stoa_origin::{Origin, OriginLimits, StoreSettings, Stores};
-use stoa_reader::Reader;
+use stoa_reader::{Reader, ReaderOptions, Verify};
 use stoa_shm::CacheDir;
 use tokio::sync::watch;
 
@@ -26,6 +26,8 @@ pub struct EmbeddedSettings {
     pub state_directory: Option<PathBuf>,
     /// How often the files of loaded tables are looked at again; `None` for never.
     pub freshness: Option<Duration>,
+    /// Whether this process hashes a local chunk when it first reads it.
+    pub verify: Verify,
     /// The stores that tables may lie in.
     pub stores: StoreSettings,
     /// Bounds on what is asked of them.
@@ -40,6 +42,7 @@ impl Default for EmbeddedSettings {
             capacity_bytes: 4 << 30,
             state_directory: None,
             freshness: Some(Duration::from_secs(60)),
+            verify: Verify::Never,
             stores: StoreSettings::default(),
             origin: OriginLimits::default(),
         }
@@ -100,23 +103,40 @@ impl Embedded {
     /// If the state cannot be read, or the directory is not safe to use as a cache.
     pub async fn start(settings: EmbeddedSettings) -> Result<Self, EmbeddedError> {
         let origin = Origin::new(Stores::new(settings.stores.clone()), settings.origin);
-        let reader = Reader::open(&settings.cache_directory, origin.clone());
+        let options = ReaderOptions {
+            verify: settings.verify,
+        };
+        let reader = Reader::open_with(&settings.cache_directory, options, origin.clone());
         let store = match &settings.state_directory {
             None => Ok(EmbeddedMetastore::in_memory()),
             Some(directory) => EmbeddedMetastore::open(directory),
         };
         let records = match store {
             Ok(store) => Records::new(Arc::new(store)),
-            Err(stoa_metastore::Error::Busy { .. }) => return Ok(Self { reader, owner: None }),
+            Err(stoa_metastore::Error::Busy { .. }) => {
+                return Ok(Self {
+                    reader,
+                    owner: None,
+                });
+            }
             Err(error) => return Err(error.into()),
         };
         let worker = WorkerSettings {
             freshness: settings.freshness,
-            ..WorkerSettings::new("embedded", settings.cache_directory, settings.capacity_bytes)
+            ..WorkerSettings::new(
+                "embedded",
+                settings.cache_directory,
+                settings.capacity_bytes,
+            )
         };
         let worker = match Worker::start(worker, records.clone(), origin.clone()).await {
             Ok(worker) => worker,
-            Err(error) if error.is_locked() => return Ok(Self { reader, owner: None }),
+            Err(error) if error.is_locked() => {
+                return Ok(Self {
+                    reader,
+                    owner: None,
+                });
+            }
             Err(error) => return Err(error.into()),
         };
         // One worker, and it is here: nobody to wait for.
@@ -127,9 +147,15 @@ impl Embedded {
             ..CoordinatorSettings::default()
         };
         let nowhere = CoordinatorListeners::default();
-        let coordinator =
-            Coordinator::start(coordinator, nowhere, records.clone(), origin).await?;
-        Ok(Self { reader, owner: Some(Owner { records, worker, coordinator }) })
+        let coordinator = Coordinator::start(coordinator, nowhere, records.clone(), origin).await?;
+        Ok(Self {
+            reader,
+            owner: Some(Owner {
+                records,
+                worker,
+                coordinator,
+            }),
+        })
     }
 
     /// Whether this process runs the cache; else it reads another's.
@@ -170,8 +196,14 @@ impl Embedded {
         let owner = self.owner.as_ref().ok_or(EmbeddedError::NotOwner)?;
         let table = document.table.to_string();
         let version = document.version.get();
-        owner.records.publish_layout(&table, version, &document.to_json()).await?;
-        owner.records.request_load(&document.table_version().to_string()).await?;
+        owner
+            .records
+            .publish_layout(&table, version, &document.to_json())
+            .await?;
+        owner
+            .records
+            .request_load(&document.table_version().to_string())
+            .await?;
         Ok(())
     }
 
@@ -223,12 +255,18 @@ pub struct Publisher {
 impl Publisher {
     /// Publishes to the metastore.
     pub fn new(records: Records, origin: Origin) -> Self {
-        Self { records: Some(records), origin }
+        Self {
+            records: Some(records),
+            origin,
+        }
     }
 
     /// Publishes nothing: the table is read from the origin.
     pub(crate) fn offline(origin: Origin) -> Self {
-        Self { records: None, origin }
+        Self {
+            records: None,
+            origin,
+        }
     }
 
     /// Makes version 1 of a table: all columns of the files at `location`; asks for its load.
@@ -243,14 +281,24 @@ impl Publisher {
     ) -> Result<TableCatalog, EmbeddedError> {
         let mut document = LayoutDocument::new(name.clone(), LayoutVersion::FIRST, location);
         document.partition_columns = partition_columns.to_vec();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_millis() as u64);
         let catalog = TableCatalog::load(&self.origin, &document, now).await?;
         match &self.records {
             Some(records) => {
                 let table = name.to_string();
-                document.files = catalog.files.iter().map(|file| file.identity.clone()).collect();
-                records.publish_layout(&table, document.version.get(), &document.to_json()).await?;
-                records.request_load(&document.table_version().to_string()).await?;
+                document.files = catalog
+                    .files
+                    .iter()
+                    .map(|file| file.identity.clone())
+                    .collect();
+                records
+                    .publish_layout(&table, document.version.get(), &document.to_json())
+                    .await?;
+                records
+                    .request_load(&document.table_version().to_string())
+                    .await?;
             }
             None => tracing::warn!(
                 table = %name,

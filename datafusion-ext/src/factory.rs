@@ -72,14 +72,18 @@ impl TableProviderFactory for StoaTableFactory {
             .await
             .map_err(|error| external(Box::new(error)))?;
         let fresh = self.tables.reader.remember_fresh(Arc::new(catalog));
-        let table = crate::StoaTable::of(&self.tables.reader, &fresh, Arc::clone(&self.tables.plans))?;
+        let table =
+            crate::StoaTable::of(&self.tables.reader, &fresh, Arc::clone(&self.tables.plans))?;
         Ok(Arc::new(table))
     }
 }
 
 /// Whether two spellings name one location; what cannot be parsed is compared as text.
 fn same_place(one: &str, other: &str) -> bool {
-    match (stoa_origin::Location::parse(one), stoa_origin::Location::parse(other)) {
+    match (
+        stoa_origin::Location::parse(one),
+        stoa_origin::Location::parse(other),
+    ) {
         (Ok(one), Ok(other)) => one.store == other.store && one.path == other.path,
         _ => one == other,
     }

@@ -77,7 +77,9 @@ impl SystemTable {
                 ("problems", Utf8),
             ],
         };
-        let fields = columns.iter().map(|(name, data_type)| Field::new(*name, data_type.clone(), false));
+        let fields = columns
+            .iter()
+            .map(|(name, data_type)| Field::new(*name, data_type.clone(), false));
         Arc::new(Schema::new(fields.collect::<Vec<_>>()))
     }
 }
@@ -100,7 +102,11 @@ impl TableFunctionImpl for SystemFunction {
             return plan_err!("{}() takes no arguments", self.shows.name());
         }
         let tables = Arc::clone(&self.tables);
-        Ok(Arc::new(SystemProvider { shows: self.shows, schema: self.shows.schema(), tables }))
+        Ok(Arc::new(SystemProvider {
+            shows: self.shows,
+            schema: self.shows.schema(),
+            tables,
+        }))
     }
 }
 
@@ -160,8 +166,11 @@ fn table_rows(tables: &Tables) -> Vec<ArrayRef> {
         numbers: [u64; 7],
         age: f64,
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64);
     let view = tables.reader.view();
+    let looks = stoa_cache_manager::looks(tables.reader.directory());
     let mut sorted: Vec<_> = view.tables().collect();
     sorted.sort_by(|a, b| a.catalog().table.cmp(&b.catalog().table));
     let rows: Vec<Row> = sorted
@@ -171,7 +180,10 @@ fn table_rows(tables: &Tables) -> Vec<ArrayRef> {
             let (mut chunks, mut cached, mut bytes, mut rows) = (0, 0, 0, 0);
             for file in table.files() {
                 let groups = file.metadata().row_groups();
-                rows += groups.iter().map(|g| g.num_rows().max(0) as u64).sum::<u64>();
+                rows += groups
+                    .iter()
+                    .map(|g| g.num_rows().max(0) as u64)
+                    .sum::<u64>();
                 chunks += (groups.len() * file.roots().len()) as u64;
                 for (_, _, entry) in cached_chunks(&view, file) {
                     cached += 1;
@@ -181,6 +193,9 @@ fn table_rows(tables: &Tables) -> Vec<ArrayRef> {
             let file_bytes = table.files().iter().map(|f| f.identity().size).sum();
             let version = catalog.version.get();
             let files = table.files().len() as u64;
+            // A look that found everything as it was is not in the catalog.
+            let looked_at = looks.get(&catalog.table.to_string()).copied().unwrap_or(0);
+            let looked_at = looked_at.max(catalog.looked_at_unix_ms);
             Row {
                 names: [
                     catalog.table.schema().to_owned(),
@@ -188,7 +203,7 @@ fn table_rows(tables: &Tables) -> Vec<ArrayRef> {
                     catalog.location.clone(),
                 ],
                 numbers: [version, files, rows, file_bytes, chunks, cached, bytes],
-                age: now.saturating_sub(catalog.looked_at_unix_ms) as f64 / 1000.0,
+                age: now.saturating_sub(looked_at) as f64 / 1000.0,
             }
         })
         .collect();
@@ -196,17 +211,18 @@ fn table_rows(tables: &Tables) -> Vec<ArrayRef> {
     let number = |i: usize| numbers(rows.iter().map(|row| row.numbers[i]));
     let mut columns = vec![name(0), name(1)];
     columns.extend((0..7).map(number));
-    columns.push(Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| row.age))));
+    columns.push(Arc::new(Float64Array::from_iter_values(
+        rows.iter().map(|row| row.age),
+    )));
     columns.push(name(2));
     columns
 }
 
 /// Row group, position of the root column and index entry of each cached chunk of a file.
-fn cached_chunks(
-    view: &stoa_reader::View,
-    file: &TableFile,
-) -> Vec<(u32, usize, stoa_shm::Entry)> {
-    let Some(id) = view.file_id(file) else { return vec![] };
+fn cached_chunks(view: &stoa_reader::View, file: &TableFile) -> Vec<(u32, usize, stoa_shm::Entry)> {
+    let Some(id) = view.file_id(file) else {
+        return vec![];
+    };
     let mut chunks = vec![];
     for row_group in 0..file.metadata().num_row_groups() as u32 {
         for (column, root) in file.roots().iter().enumerate() {
@@ -235,7 +251,10 @@ fn chunk_rows(tables: &Tables) -> Vec<ArrayRef> {
                 let root = &file.roots()[column];
                 let file_bytes: i64 = (root.first_leaf..root.first_leaf + root.leaves)
                     .map(|leaf| {
-                        file.metadata().row_group(row_group as usize).column(leaf as usize).compressed_size()
+                        file.metadata()
+                            .row_group(row_group as usize)
+                            .column(leaf as usize)
+                            .compressed_size()
                     })
                     .sum();
                 let values = [
@@ -245,7 +264,10 @@ fn chunk_rows(tables: &Tables) -> Vec<ArrayRef> {
                     root.name().to_owned(),
                     form.to_owned(),
                 ];
-                names.iter_mut().zip(values).for_each(|(column, value)| column.push(value));
+                names
+                    .iter_mut()
+                    .zip(values)
+                    .for_each(|(column, value)| column.push(value));
                 groups.push(row_group);
                 let location = entry.location();
                 let values = [
@@ -256,14 +278,19 @@ fn chunk_rows(tables: &Tables) -> Vec<ArrayRef> {
                     location.offset,
                     view.counts(&entry).hits,
                 ];
-                counts.iter_mut().zip(values).for_each(|(column, value)| column.push(value));
+                counts
+                    .iter_mut()
+                    .zip(values)
+                    .for_each(|(column, value)| column.push(value));
             }
         }
     }
     let [schema, table, path, column, form] = names.map(strings);
     let [rows, bytes, file_bytes, segment, offset, hits] = counts.map(numbers);
     let groups: ArrayRef = Arc::new(UInt32Array::from(groups));
-    vec![schema, table, path, groups, column, form, rows, bytes, file_bytes, segment, offset, hits]
+    vec![
+        schema, table, path, groups, column, form, rows, bytes, file_bytes, segment, offset, hits,
+    ]
 }
 
 async fn worker_rows(tables: &Tables) -> Result<Vec<ArrayRef>> {
@@ -283,10 +310,18 @@ async fn worker_rows(tables: &Tables) -> Result<Vec<ArrayRef>> {
     Ok(vec![
         strings(workers.iter().map(|w| &w.id)),
         strings(workers.iter().map(|w| &w.host)),
-        strings(workers.iter().map(|w| state(&w.id).map_or("joining".to_owned(), |s| s.state.to_string()))),
+        strings(
+            workers
+                .iter()
+                .map(|w| state(&w.id).map_or("joining".to_owned(), |s| s.state.to_string())),
+        ),
         numbers(workers.iter().map(|w| w.capacity_bytes)),
         of(|s| s.held_bytes),
         of(|s| s.retained_bytes),
-        strings(workers.iter().map(|w| state(&w.id).map_or(String::new(), |s| s.problems.join("; ")))),
+        strings(
+            workers
+                .iter()
+                .map(|w| state(&w.id).map_or(String::new(), |s| s.problems.join("; "))),
+        ),
     ])
 }

@@ -24,6 +24,10 @@ impl ConfigExtension for StoaOptions {
 impl StoaOptions {
     /// The session's settings; the defaults where the session was not configured for Stoa.
     pub fn of(options: &ConfigOptions) -> Self {
-        options.extensions.get::<Self>().cloned().unwrap_or_default()
+        options
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .unwrap_or_default()
     }
 }

@@ -41,8 +41,10 @@ impl PhysicalOptimizerRule for CacheParquetScans {
         if !options.enabled || !options.cache_parquet_scans {
             return Ok(plan);
         }
-        plan.transform_up(|node| Ok(wrap(&node, &self.reader).map_or(Transformed::no(node), Transformed::yes)))
-            .map(|transformed| transformed.data)
+        plan.transform_up(|node| {
+            Ok(wrap(&node, &self.reader).map_or(Transformed::no(node), Transformed::yes))
+        })
+        .map(|transformed| transformed.data)
     }
 
     fn name(&self) -> &str {
@@ -59,7 +61,8 @@ fn wrap(node: &Arc<dyn ExecutionPlan>, reader: &Reader) -> Option<Arc<dyn Execut
     let config = exec.data_source().downcast_ref::<FileScanConfig>()?;
     let parquet = config.file_source().downcast_ref::<ParquetSource>()?;
     let source = StoaSource::new(parquet.clone(), reader.clone());
-    let config =
-        FileScanConfigBuilder::from(config.clone()).with_source(Arc::new(source)).build();
+    let config = FileScanConfigBuilder::from(config.clone())
+        .with_source(Arc::new(source))
+        .build();
     Some(DataSourceExec::from_data_source(config))
 }

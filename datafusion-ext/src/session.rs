@@ -34,8 +34,13 @@ impl Stoa {
     /// As [`Stoa::open`], with the metastore for tables that no worker has published yet, for
     /// `stoa_workers()`, and for `CREATE EXTERNAL TABLE … STORED AS STOA` to publish layouts.
     pub fn with_reader(reader: Reader, records: Option<Records>) -> Self {
-        let publisher = records.clone().map(|records| Publisher::new(records, reader.origin().clone()));
-        Self { tables: Arc::new(Tables::new(reader, records)), publisher }
+        let publisher = records
+            .clone()
+            .map(|records| Publisher::new(records, reader.origin().clone()));
+        Self {
+            tables: Arc::new(Tables::new(reader, records)),
+            publisher,
+        }
     }
 
     /// The reader of this process.
@@ -61,7 +66,10 @@ impl Stoa {
         let state = session.state();
         let mut config = state.config().clone();
         if config.options().extensions.get::<StoaOptions>().is_none() {
-            config.options_mut().extensions.insert(StoaOptions::default());
+            config
+                .options_mut()
+                .extensions
+                .insert(StoaOptions::default());
         }
         let factory = StoaTableFactory::new(Arc::clone(&self.tables), self.publisher.clone());
         let state = SessionStateBuilder::new_from_existing(state)

@@ -13,11 +13,11 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
+use datafusion_datasource::compute_all_files_statistics;
 use datafusion_datasource::file::FileSource;
 use datafusion_datasource::file_groups::FileGroup;
 use datafusion_datasource::file_scan_config::FileScanConfigBuilder;
 use datafusion_datasource::source::DataSourceExec;
-use datafusion_datasource::compute_all_files_statistics;
 use datafusion_datasource::{PartitionedFile, TableSchema};
 use datafusion_datasource_parquet::metadata::DFParquetMetadata;
 use datafusion_datasource_parquet::source::ParquetSource;
@@ -43,7 +43,9 @@ pub struct StoaTable {
 
 impl fmt::Debug for StoaTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoaTable").field("table", &self.current.table.catalog().table).finish()
+        f.debug_struct("StoaTable")
+            .field("table", &self.current.table.catalog().table)
+            .finish()
     }
 }
 
@@ -69,7 +71,11 @@ impl StoaTable {
 
     pub(crate) fn of(reader: &Reader, table: &Arc<Table>, plans: Arc<TablePlans>) -> Result<Self> {
         let current = plans.get(table)?;
-        Ok(Self { reader: reader.clone(), plans, current })
+        Ok(Self {
+            reader: reader.clone(),
+            plans,
+            current,
+        })
     }
 
     /// The table's state at the time this provider was made.
@@ -79,7 +85,12 @@ impl StoaTable {
 
     /// The state to plan with: as published, or as found by a look at the origin where the scan
     /// would miss.
-    async fn state(&self, view: &View, columns: &[usize], check: bool) -> Result<Arc<PlannedTable>> {
+    async fn state(
+        &self,
+        view: &View,
+        columns: &[usize],
+        check: bool,
+    ) -> Result<Arc<PlannedTable>> {
         let name = &self.current.table.catalog().table;
         let current = match view.table(name) {
             Some(table) => self.plans.get(table)?,
@@ -91,7 +102,12 @@ impl StoaTable {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| since.as_millis() as u64);
-        match current.table.catalog().refresh(self.reader.origin(), now).await {
+        match current
+            .table
+            .catalog()
+            .refresh(self.reader.origin(), now)
+            .await
+        {
             Ok(None) => Ok(current),
             Ok(Some(fresh)) => {
                 tracing::info!(table = %name, "the objects have changed since the last look");
@@ -137,7 +153,10 @@ impl TableProvider for StoaTable {
         let check = options.enabled && options.check_before_miss;
         let mut planned = self.state(&view, &columns, check).await?;
         if planned.schema.table_schema() != self.current.schema.table_schema() {
-            planned = Arc::new(PlannedTable::over(&planned.table, self.current.schema.clone())?);
+            planned = Arc::new(PlannedTable::over(
+                &planned.table,
+                self.current.schema.clone(),
+            )?);
         }
         if let Some(rejected) = planned.table.catalog().rejected.first() {
             return exec_err!(
@@ -161,7 +180,9 @@ impl TableProvider for StoaTable {
                 .stores()
                 .get(&planned.store)
                 .map_err(|error| DataFusionError::External(Box::new(error)))?;
-            state.runtime_env().register_object_store(url.as_ref(), store);
+            state
+                .runtime_env()
+                .register_object_store(url.as_ref(), store);
         }
         let parquet = TableParquetOptions {
             global: state.config_options().execution.parquet.clone(),
@@ -196,17 +217,20 @@ impl TableProvider for StoaTable {
 /// Planned states of tables, kept while their catalogs live.
 #[derive(Debug, Default)]
 pub(crate) struct TablePlans {
-    plans: Mutex<HashMap<TableName, (Weak<Table>, Arc<PlannedTable>)>>,
+    plans: Mutex<HashMap<TableName, PlanOf>>,
 }
+
+/// The state planned for, and the plan.
+type PlanOf = (Weak<Table>, Arc<PlannedTable>);
 
 impl TablePlans {
     fn get(&self, table: &Arc<Table>) -> Result<Arc<PlannedTable>> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let name = &table.catalog().table;
-        if let Some((of, planned)) = plans.get(name) {
-            if of.upgrade().is_some_and(|of| Arc::ptr_eq(&of, table)) {
-                return Ok(Arc::clone(planned));
-            }
+        if let Some((of, planned)) = plans.get(name)
+            && of.upgrade().is_some_and(|of| Arc::ptr_eq(&of, table))
+        {
+            return Ok(Arc::clone(planned));
         }
         let planned = Arc::new(PlannedTable::try_new(table)?);
         plans.insert(name.clone(), (Arc::downgrade(table), Arc::clone(&planned)));
@@ -230,12 +254,14 @@ impl PlannedTable {
     fn try_new(table: &Arc<Table>) -> Result<Self> {
         let catalog = table.catalog();
         let file_schema = Arc::new(transform_schema_to_view(&catalog.schema));
-        let partition_columns = catalog
+        let partition_columns: Vec<_> = catalog
             .partition_columns
             .iter()
             .map(|(name, data_type)| Arc::new(Field::new(name, data_type.clone(), true)))
             .collect();
-        let schema = TableSchema::new(Arc::clone(&file_schema), partition_columns);
+        let schema = TableSchema::builder(file_schema)
+            .with_table_partition_cols(partition_columns)
+            .build();
         Self::over(table, schema)
     }
 
@@ -260,11 +286,22 @@ impl PlannedTable {
             None => String::new(),
         };
         let covered = Mutex::new((u64::MAX, HashMap::new()));
-        Ok(Self { table: Arc::clone(table), store, schema, files, statistics, covered })
+        Ok(Self {
+            table: Arc::clone(table),
+            store,
+            schema,
+            files,
+            statistics,
+            covered,
+        })
     }
 
     fn store_url(&self) -> Result<ObjectStoreUrl> {
-        let root = if self.store.ends_with("://") { self.store.clone() + "/" } else { self.store.clone() };
+        let root = if self.store.ends_with("://") {
+            self.store.clone() + "/"
+        } else {
+            self.store.clone()
+        };
         ObjectStoreUrl::parse(root)
     }
 
@@ -291,19 +328,29 @@ impl PlannedTable {
             *known = (generation, HashMap::new());
         }
         let file_columns = self.schema.file_schema().fields();
-        columns.iter().filter(|column| **column < file_columns.len()).all(|column| {
-            *known.1.entry(*column).or_insert_with(|| {
-                let name = file_columns[*column].name();
-                self.table.files().iter().all(|file| column_is_cached(view, file, name))
+        columns
+            .iter()
+            .filter(|column| **column < file_columns.len())
+            .all(|column| {
+                *known.1.entry(*column).or_insert_with(|| {
+                    let name = file_columns[*column].name();
+                    self.table
+                        .files()
+                        .iter()
+                        .all(|file| column_is_cached(view, file, name))
+                })
             })
-        })
     }
 }
 
 fn column_is_cached(view: &View, file: &TableFile, name: &str) -> bool {
     // A column that the file does not have is read as nulls, from nowhere.
-    let Some(root) = file.roots().iter().find(|root| root.name() == name) else { return true };
-    let Some(id) = view.file_id(file) else { return false };
+    let Some(root) = file.roots().iter().find(|root| root.name() == name) else {
+        return true;
+    };
+    let Some(id) = view.file_id(file) else {
+        return false;
+    };
     let column = root.first_leaf;
     (0..file.metadata().num_row_groups()).all(|group| view.has(id, group as u32, column))
 }
@@ -338,8 +385,7 @@ fn partitioned_file(
             value => ScalarValue::try_from_string(value.to_owned(), data_type),
         })
         .collect::<Result<Vec<_>>>()?;
-    let statistics =
-        DFParquetMetadata::statistics_from_parquet_metadata(file.metadata(), schema)?;
+    let statistics = DFParquetMetadata::statistics_from_parquet_metadata(file.metadata(), schema)?;
     Ok(PartitionedFile::new_from_meta(meta)
         .with_partition_values(values)
         .with_statistics(Arc::new(statistics))

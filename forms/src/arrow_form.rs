@@ -56,11 +56,37 @@ const PAIR_BYTES: usize = 16;
 pub fn supports(data_type: &DataType) -> bool {
     use DataType::*;
     match data_type {
-        Null | Boolean | Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64
-        | Float16 | Float32 | Float64 | Timestamp(_, _) | Date32 | Date64 | Time32(_)
-        | Time64(_) | Duration(_) | Interval(_) | Binary | FixedSizeBinary(_) | LargeBinary
-        | BinaryView | Utf8 | LargeUtf8 | Utf8View | Decimal32(_, _) | Decimal64(_, _)
-        | Decimal128(_, _) | Decimal256(_, _) => true,
+        Null
+        | Boolean
+        | Int8
+        | Int16
+        | Int32
+        | Int64
+        | UInt8
+        | UInt16
+        | UInt32
+        | UInt64
+        | Float16
+        | Float32
+        | Float64
+        | Timestamp(_, _)
+        | Date32
+        | Date64
+        | Time32(_)
+        | Time64(_)
+        | Duration(_)
+        | Interval(_)
+        | Binary
+        | FixedSizeBinary(_)
+        | LargeBinary
+        | BinaryView
+        | Utf8
+        | LargeUtf8
+        | Utf8View
+        | Decimal32(_, _)
+        | Decimal64(_, _)
+        | Decimal128(_, _)
+        | Decimal256(_, _) => true,
         List(field) | LargeList(field) | FixedSizeList(field, _) => supports_child(field),
         Map(field, _) => supports_child(field),
         Struct(fields) => fields.iter().all(|f| supports_child(f)),
@@ -84,7 +110,10 @@ struct Shape {
 }
 
 fn shape(data_type: &DataType) -> Shape {
-    let mut shape = Shape { nodes: 1, buffers: own_buffers(data_type) };
+    let mut shape = Shape {
+        nodes: 1,
+        buffers: own_buffers(data_type),
+    };
     for child in children(data_type) {
         let child = self::shape(child);
         shape.nodes += child.nodes;
@@ -152,7 +181,13 @@ impl ArrowChunkWriter {
         if !supports(&data_type) {
             return Err(Error::UnsupportedType(data_type));
         }
-        Ok(Self { data_type, blocks: vec![], pending: vec![], pending_rows: 0, rows: 0 })
+        Ok(Self {
+            data_type,
+            blocks: vec![],
+            pending: vec![],
+            pending_rows: 0,
+            rows: 0,
+        })
     }
 
     /// Appends values.
@@ -228,7 +263,11 @@ impl ArrowChunkWriter {
                 out.extend_from_slice(&nulls.to_le_bytes());
             }
             for buffer in &block.buffers {
-                let offset = if buffer.is_empty() { 0 } else { at.next_multiple_of(ALIGN) };
+                let offset = if buffer.is_empty() {
+                    0
+                } else {
+                    at.next_multiple_of(ALIGN)
+                };
                 out.extend_from_slice(&(offset as u64).to_le_bytes());
                 out.extend_from_slice(&(buffer.len() as u64).to_le_bytes());
                 if !buffer.is_empty() {
@@ -236,7 +275,12 @@ impl ArrowChunkWriter {
                 }
             }
         }
-        for buffer in self.blocks.iter().flat_map(|b| &b.buffers).filter(|b| !b.is_empty()) {
+        for buffer in self
+            .blocks
+            .iter()
+            .flat_map(|b| &b.buffers)
+            .filter(|b| !b.is_empty())
+        {
             out.resize(out.len().next_multiple_of(ALIGN), 0);
             out.extend_from_slice(buffer);
         }
@@ -281,24 +325,34 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
 fn flatten(data: &ArrayData, block: &mut Block) -> Result<()> {
     debug_assert_eq!(data.offset(), 0, "compact() leaves no offset at the top");
     let spec = layout(data.data_type());
-    block.nodes.push((data.len() as u64, data.null_count() as u64));
+    block
+        .nodes
+        .push((data.len() as u64, data.null_count() as u64));
     if spec.can_contain_null_mask {
-        block.buffers.push(match data.nulls().filter(|n| n.null_count() > 0) {
-            Some(nulls) => packed_bits(nulls.inner()),
-            None => Buffer::from_vec(Vec::<u8>::new()),
-        });
+        block
+            .buffers
+            .push(match data.nulls().filter(|n| n.null_count() > 0) {
+                Some(nulls) => packed_bits(nulls.inner()),
+                None => Buffer::from_vec(Vec::<u8>::new()),
+            });
     }
     let fixed = spec.buffers.len();
     for (index, buffer) in data.buffers().iter().take(fixed).enumerate() {
         let exact = exact_bytes(data, index).unwrap_or(buffer.len());
         if exact > buffer.len() {
-            return Err(corrupt("buffer length", buffer.len(), format!("at least {exact}")));
+            return Err(corrupt(
+                "buffer length",
+                buffer.len(),
+                format!("at least {exact}"),
+            ));
         }
         block.buffers.push(buffer.slice_with_length(0, exact));
     }
     if spec.variadic {
         let empty = || Buffer::from_vec(Vec::<u8>::new());
-        block.buffers.push(data.buffers().get(fixed).cloned().unwrap_or_else(empty));
+        block
+            .buffers
+            .push(data.buffers().get(fixed).cloned().unwrap_or_else(empty));
     }
     for child in data.child_data() {
         if child.offset() == 0 {
@@ -316,12 +370,14 @@ fn flatten(data: &ArrayData, block: &mut Block) -> Result<()> {
 fn exact_bytes(data: &ArrayData, index: usize) -> Option<usize> {
     match (data.data_type(), index) {
         // The values of strings: as far as the last offset reaches.
-        (DataType::Utf8 | DataType::Binary, 1) => {
-            data.buffers()[0].typed_data::<i32>().get(data.len()).map(|o| *o as usize)
-        }
-        (DataType::LargeUtf8 | DataType::LargeBinary, 1) => {
-            data.buffers()[0].typed_data::<i64>().get(data.len()).map(|o| *o as usize)
-        }
+        (DataType::Utf8 | DataType::Binary, 1) => data.buffers()[0]
+            .typed_data::<i32>()
+            .get(data.len())
+            .map(|o| *o as usize),
+        (DataType::LargeUtf8 | DataType::LargeBinary, 1) => data.buffers()[0]
+            .typed_data::<i64>()
+            .get(data.len())
+            .map(|o| *o as usize),
         (data_type, 0) => least_bytes(data_type, 0, data.len()),
         _ => None,
     }
@@ -359,18 +415,29 @@ impl ArrowChunk {
             return Err(Error::UnsupportedType(data_type.clone()));
         }
         if bytes.len() < HEADER_BYTES {
-            return Err(corrupt("length", bytes.len(), format!("at least {HEADER_BYTES}")));
+            return Err(corrupt(
+                "length",
+                bytes.len(),
+                format!("at least {HEADER_BYTES}"),
+            ));
         }
         let misaligned = bytes.as_ptr() as usize % ALIGN;
         if misaligned != 0 {
             return Err(Error::Misaligned { offset: misaligned });
         }
         if bytes[..8] != MAGIC {
-            return Err(corrupt("magic", bytes[..8].escape_ascii(), MAGIC.escape_ascii()));
+            return Err(corrupt(
+                "magic",
+                bytes[..8].escape_ascii(),
+                MAGIC.escape_ascii(),
+            ));
         }
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
         if version != VERSION {
-            return Err(Error::Version { found: version, supported: VERSION });
+            return Err(Error::Version {
+                found: version,
+                supported: VERSION,
+            });
         }
         let shape = shape(data_type);
         let block_rows = read_u32(&bytes, 12) as usize;
@@ -388,14 +455,27 @@ impl ArrowChunk {
         if rows.div_ceil(BLOCK_ROWS as u64) != blocks as u64 {
             return Err(corrupt("blocks", blocks, rows.div_ceil(BLOCK_ROWS as u64)));
         }
-        let found = Shape { nodes: read_u32(&bytes, 28), buffers: read_u32(&bytes, 32) };
+        let found = Shape {
+            nodes: read_u32(&bytes, 28),
+            buffers: read_u32(&bytes, 32),
+        };
         if found != shape {
             return Err(corrupt("shape", format!("{found:?}"), format!("{shape:?}")));
         }
-        let chunk = Self { data_type: data_type.clone(), rows: rows as usize, blocks, shape, bytes };
+        let chunk = Self {
+            data_type: data_type.clone(),
+            rows: rows as usize,
+            blocks,
+            shape,
+            bytes,
+        };
         let directory_end = HEADER_BYTES as u64 + blocks as u64 * chunk.block_bytes() as u64;
         if directory_end > total {
-            return Err(corrupt("directory end", directory_end, format!("at most {total}")));
+            return Err(corrupt(
+                "directory end",
+                directory_end,
+                format!("at most {total}"),
+            ));
         }
         for block in 0..blocks {
             let mut cursor = chunk.cursor(block);
@@ -522,7 +602,11 @@ impl Cursor<'_> {
             .map(|width| self.last_offset(len, width));
             let found = self.check(child, expected)?;
             if let Some(last) = last.filter(|last| *last > found) {
-                return Err(corrupt("last list offset", last, format!("at most {found}")));
+                return Err(corrupt(
+                    "last list offset",
+                    last,
+                    format!("at most {found}"),
+                ));
             }
         }
         Ok(length)
@@ -562,7 +646,11 @@ impl Cursor<'_> {
         let last = self.offset_at(offsets + len * width, width);
         let size = read_u64(self.bytes, values_entry + 8);
         if last > size {
-            return Err(corrupt("last string offset", last, format!("at most {size}")));
+            return Err(corrupt(
+                "last string offset",
+                last,
+                format!("at most {size}"),
+            ));
         }
         Ok(())
     }
@@ -579,7 +667,11 @@ impl Cursor<'_> {
             ));
         }
         if !offset.is_multiple_of(ALIGN as u64) {
-            return Err(corrupt("buffer offset", offset, format!("a multiple of {ALIGN}")));
+            return Err(corrupt(
+                "buffer offset",
+                offset,
+                format!("a multiple of {ALIGN}"),
+            ));
         }
         Ok(size as usize)
     }

@@ -54,10 +54,10 @@ pub enum Error {
     Arrow(#[from] arrow::error::ArrowError),
 }
 
-pub(crate) fn corrupt(
-    what: &'static str,
-    found: impl ToString,
-    expected: impl ToString,
-) -> Error {
-    Error::Corrupt { what, found: found.to_string(), expected: expected.to_string() }
+pub(crate) fn corrupt(what: &'static str, found: impl ToString, expected: impl ToString) -> Error {
+    Error::Corrupt {
+        what,
+        found: found.to_string(),
+        expected: expected.to_string(),
+    }
 }

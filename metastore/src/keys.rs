@@ -39,9 +39,13 @@ pub const REJECTION_PREFIX: &str = "rejection/";
 /// All of `pin/{worker}`.
 pub const PIN_PREFIX: &str = "pin/";
 
+/// All of `plan_basis/{table}`: what the plan in force of a table was made of, written by the
+/// coordinator after the plan. Safe to delete.
+pub const PLAN_BASIS_PREFIX: &str = "plan_basis/";
 /// Prefixes that name what was asked for and planned; [`crate::Records::reset`] with these forgets
 /// what is cached but keeps layouts and live workers.
 pub const PLAN_PREFIXES: &[&str] = &[
+    PLAN_BASIS_PREFIX,
     LAYOUT_VERSION_PREFIX,
     INBOX,
     CACHE_VERSION_PREFIX,
@@ -56,6 +60,7 @@ pub const ALL_PREFIXES: &[&str] = &[
     CACHE_VERSION_PREFIX,
     CACHE_LOCATION_PREFIX,
     REJECTION_PREFIX,
+    PLAN_BASIS_PREFIX,
     LAYOUT_PREFIX,
     LAYOUT_HEAD_PREFIX,
     PIN_PREFIX,

@@ -85,7 +85,10 @@ const PERMIT_BYTES: u64 = 4096;
 impl Default for Origin {
     /// Stores by their standard credential chains, usual limits.
     fn default() -> Origin {
-        Origin::new(Stores::new(StoreSettings::default()), OriginLimits::default())
+        Origin::new(
+            Stores::new(StoreSettings::default()),
+            OriginLimits::default(),
+        )
     }
 }
 

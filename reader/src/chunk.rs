@@ -72,7 +72,11 @@ impl MissCounts {
     /// The share of chunks that came from shared memory, 1 where none was read.
     pub fn hit_rate(&self) -> f64 {
         let all = self.hits + self.misses;
-        if all == 0 { 1.0 } else { self.hits as f64 / all as f64 }
+        if all == 0 {
+            1.0
+        } else {
+            self.hits as f64 / all as f64
+        }
     }
 
     /// What was counted since `earlier`.

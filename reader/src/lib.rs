@@ -15,5 +15,6 @@ mod view;
 
 pub use chunk::{CachedChunk, Miss, MissCounts, ReadStatistics};
 pub use stoa_layout::RootColumn;
+pub use stoa_shm::{ReaderOptions, Verify};
 pub use table::{Table, TableFile};
 pub use view::{Reader, View};

@@ -29,7 +29,11 @@ impl Table {
             .enumerate()
             .map(|(i, f)| ((f.identity().store.clone(), f.identity().path.clone()), i))
             .collect();
-        Self { catalog, files, by_path }
+        Self {
+            catalog,
+            files,
+            by_path,
+        }
     }
 
     /// The catalog: names, schema, files with identities, layout.
@@ -45,7 +49,9 @@ impl Table {
     /// The file at a path of a store, whatever its content.
     pub fn file_at(&self, store: &str, path: &str) -> Option<&Arc<TableFile>> {
         // A lookup by borrowed pair would need a wrapper type; this runs once a file and scan.
-        self.by_path.get(&(store.to_owned(), path.to_owned())).map(|i| &self.files[*i])
+        self.by_path
+            .get(&(store.to_owned(), path.to_owned()))
+            .map(|i| &self.files[*i])
     }
 }
 
@@ -61,7 +67,12 @@ pub struct TableFile {
 impl TableFile {
     fn new(catalog: Arc<TableCatalog>, index: usize) -> Self {
         let key = catalog.files[index].identity.to_key();
-        Self { catalog, index, key, decoded_schema: OnceLock::new() }
+        Self {
+            catalog,
+            index,
+            key,
+            decoded_schema: OnceLock::new(),
+        }
     }
 
     /// Which content of which object this is.
@@ -92,7 +103,8 @@ impl TableFile {
     /// The schema of the arrays that the worker decodes this file to.
     pub fn decoded_schema(&self) -> &SchemaRef {
         let file = &self.catalog.files[self.index];
-        self.decoded_schema.get_or_init(|| stoa_layout::decoded_schema(&file.schema))
+        self.decoded_schema
+            .get_or_init(|| stoa_layout::decoded_schema(&file.schema))
     }
 
     /// The top-level columns, in the order of [`TableFile::decoded_schema`].
@@ -102,11 +114,14 @@ impl TableFile {
 
     /// The bytes of `range`, if the catalog holds them (Bloom filters).
     pub fn extra(&self, start: u64, end: u64) -> Option<Bytes> {
-        self.catalog.files[self.index].extra.iter().find_map(|(at, bytes)| {
-            let from = start.checked_sub(*at)?;
-            let to = end.checked_sub(*at)?;
-            (to <= bytes.len() as u64 && from <= to)
-                .then(|| bytes.slice(from as usize..to as usize))
-        })
+        self.catalog.files[self.index]
+            .extra
+            .iter()
+            .find_map(|(at, bytes)| {
+                let from = start.checked_sub(*at)?;
+                let to = end.checked_sub(*at)?;
+                (to <= bytes.len() as u64 && from <= to)
+                    .then(|| bytes.slice(from as usize..to as usize))
+            })
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use arrow::datatypes::DataType;
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use stoa_forms::{ArrowChunk, FORM_ARROW, FORM_PARQUET};
 use stoa_layout::{TableCatalog, TableName};
 use stoa_origin::Origin;
 use stoa_shm::counters::{AccessCounters, Counts};
-use stoa_shm::{CacheReader, Entry, FileId, Snapshot};
+use stoa_shm::{CacheReader, Entry, FileId, ReaderOptions, Snapshot};
 
 use crate::{CachedChunk, Miss, ReadStatistics, Table, TableFile};
 
@@ -28,6 +29,19 @@ struct Shared {
     decoded: Mutex<Decoded>,
 }
 
+/// How often an idle process lets go of the generation it saw last.
+const FOLLOW_PERIOD: Duration = Duration::from_secs(5);
+
+async fn follow(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(FOLLOW_PERIOD).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        drop(Reader { shared }.view());
+    }
+}
+
 type Tables = Arc<HashMap<TableName, Arc<Table>>>;
 
 /// Catalogs decoded so far, by name; kept while their bytes stay the same.
@@ -42,14 +56,31 @@ struct Decoded {
 
 impl Reader {
     /// Follows the cache in directory `cache`, which may be empty or missing: then all is a miss.
+    ///
+    /// Within a tokio runtime the newest generation is taken now and then, so that a process
+    /// without queries does not keep the memory of old ones.
     pub fn open(cache: &Path, origin: Origin) -> Self {
+        Self::open_with(cache, ReaderOptions::default(), origin)
+    }
+
+    /// As [`Reader::open`]; `options` say whether local chunks are hashed at first touch.
+    pub fn open_with(cache: &Path, options: ReaderOptions, origin: Origin) -> Self {
         let shared = Shared {
-            cache: CacheReader::open(cache),
+            cache: CacheReader::open_with(cache, options),
             origin,
             statistics: ReadStatistics::default(),
             decoded: Mutex::default(),
         };
-        Self { shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(follow(Arc::downgrade(&shared)));
+        }
+        Self { shared }
+    }
+
+    /// The cache directory.
+    pub fn directory(&self) -> &Path {
+        self.shared.cache.path()
     }
 
     /// What this process's misses are read from.
@@ -66,7 +97,12 @@ impl Reader {
     pub fn view(&self) -> View {
         let snapshot = self.shared.cache.snapshot();
         let (tables, counters) = self.tables(&snapshot);
-        View { reader: self.clone(), snapshot, tables, counters }
+        View {
+            reader: self.clone(),
+            snapshot,
+            tables,
+            counters,
+        }
     }
 
     /// Takes `catalog` for the table's newest state until the worker publishes a newer look.
@@ -75,14 +111,19 @@ impl Reader {
     pub fn remember_fresh(&self, catalog: Arc<TableCatalog>) -> Arc<Table> {
         let table = Arc::new(Table::new(catalog));
         let mut decoded = self.decoded();
-        decoded.fresh.insert(table.catalog().table.clone(), Arc::clone(&table));
+        decoded
+            .fresh
+            .insert(table.catalog().table.clone(), Arc::clone(&table));
         decoded.generation = None;
         table
     }
 
     fn decoded(&self) -> std::sync::MutexGuard<'_, Decoded> {
         // The state is replaced whole, so that a panic elsewhere leaves nothing half done.
-        self.shared.decoded.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .decoded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tables of a generation, and the counters if there are any by now.
@@ -93,7 +134,9 @@ impl Reader {
         }
         if decoded.counters.is_none() {
             // Hints only: a cache without counters is as good.
-            decoded.counters = AccessCounters::open(self.shared.cache.path()).ok().map(Arc::new);
+            decoded.counters = AccessCounters::open(self.shared.cache.path())
+                .ok()
+                .map(Arc::new);
         }
         let mut kept = HashMap::new();
         let mut tables = HashMap::new();
@@ -131,7 +174,11 @@ fn decode(
     let chunk = match snapshot.catalog(name) {
         Ok(chunk) => chunk?,
         Err(miss) => {
-            tracing::warn!(catalog = name, ?miss, "catalog unreadable, reading from the origin");
+            tracing::warn!(
+                catalog = name,
+                ?miss,
+                "catalog unreadable, reading from the origin"
+            );
             return None;
         }
     };
@@ -176,7 +223,9 @@ impl View {
 
     /// The file of any table at that path of that store.
     pub fn file_at(&self, store: &str, path: &str) -> Option<&Arc<TableFile>> {
-        self.tables.values().find_map(|table| table.file_at(store, path))
+        self.tables
+            .values()
+            .find_map(|table| table.file_at(store, path))
     }
 
     /// The id in the index of a file's content, to be looked up once a file.
@@ -191,7 +240,10 @@ impl View {
 
     /// How often a chunk was opened, by all processes, as far as anybody counted.
     pub fn counts(&self, entry: &Entry) -> Counts {
-        self.counters.as_ref().map(|counters| counters.counts(entry)).unwrap_or_default()
+        self.counters
+            .as_ref()
+            .map(|counters| counters.counts(entry))
+            .unwrap_or_default()
     }
 
     /// Opens a chunk; `data_type` is what its values decode to.
@@ -205,24 +257,30 @@ impl View {
         column: u32,
         data_type: &DataType,
     ) -> Result<CachedChunk, Miss> {
-        let entry = self.snapshot.lookup(file, row_group, column).ok_or(Miss::Absent)?;
+        let entry = self
+            .snapshot
+            .lookup(file, row_group, column)
+            .ok_or(Miss::Absent)?;
         let form = entry.form();
-        let bytes = self.snapshot.open_chunk(&entry).map_err(|miss| match miss {
-            stoa_shm::Miss::Absent => Miss::Absent,
-            stoa_shm::Miss::SegmentGone => Miss::SegmentGone,
-            stoa_shm::Miss::Corrupt(_) => Miss::Corrupt,
-        })?;
+        let bytes = self
+            .snapshot
+            .open_chunk(&entry)
+            .map_err(|miss| match miss {
+                stoa_shm::Miss::Absent => Miss::Absent,
+                stoa_shm::Miss::SegmentGone => Miss::SegmentGone,
+                stoa_shm::Miss::Corrupt(_) => Miss::Corrupt,
+            })?;
         if let Some(counters) = &self.counters {
             counters.record(&entry, u64::from(entry.rows()));
         }
         let bytes = Bytes::from_owner(bytes);
         match form {
-            FORM_ARROW => ArrowChunk::open(bytes, data_type).map(CachedChunk::Arrow).map_err(
-                |error| {
+            FORM_ARROW => ArrowChunk::open(bytes, data_type)
+                .map(CachedChunk::Arrow)
+                .map_err(|error| {
                     tracing::debug!(row_group, column, %error, "chunk unreadable");
                     Miss::Corrupt
-                },
-            ),
+                }),
             FORM_PARQUET => Ok(CachedChunk::Parquet(bytes)),
             _ => Err(Miss::UnknownForm),
         }

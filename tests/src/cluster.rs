@@ -132,7 +132,10 @@ impl Cluster {
         let nowhere = shm.path().join("nowhere");
         let config = write(
             "stoa.toml",
-            &[format!("cache.location = {:?}", nowhere.display().to_string())],
+            &[format!(
+                "cache.location = {:?}",
+                nowhere.display().to_string()
+            )],
         )?;
         Ok(Cluster {
             binary,
@@ -165,7 +168,9 @@ impl Cluster {
     pub fn wait_registered(&mut self, etcd: &Etcd) -> Result<()> {
         wait::until("coordinator and workers", PATIENCE, || {
             for process in self.processes() {
-                process.expect_running().map_err(|ended| ended.to_string())?;
+                process
+                    .expect_running()
+                    .map_err(|ended| ended.to_string())?;
             }
             let there = |key: &str| match etcd.get(key) {
                 Ok(Some(_)) => Ok(()),
@@ -178,10 +183,11 @@ impl Cluster {
                 .filter(|node| node.process.is_some())
                 .map(|node| keys::worker(&node.id))
                 .collect();
-            let missing = there(keys::ELECTION)
-                .and_then(|()| running.iter().try_for_each(|key| there(key)));
+            let missing =
+                there(keys::ELECTION).and_then(|()| running.iter().try_for_each(|key| there(key)));
             missing.map_err(|missing| {
-                let logs: Vec<String> = self.processes().map(|process| process.log_tail()).collect();
+                let logs: Vec<String> =
+                    self.processes().map(|process| process.log_tail()).collect();
                 format!("{missing}; logs: {}", logs.join("\n"))
             })
         })
@@ -338,9 +344,16 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn sql_process(&self, name: &str, worker: usize, sql: &str) -> Result<Process> {
-        let mut command = self.command(&self.nodes[worker].config, &["sql", "-q", "--format", "json", "-c", sql]);
+        let mut command = self.command(
+            &self.nodes[worker].config,
+            &["sql", "-q", "--format", "json", "-c", sql],
+        );
         command.env("RUST_LOG", "warn");
-        Process::start(name, command, &self.directory.path().join(format!("{name}.log")))
+        Process::start(
+            name,
+            command,
+            &self.directory.path().join(format!("{name}.log")),
+        )
     }
 
     /// What the workers report, as it stands in etcd.
@@ -349,7 +362,10 @@ impl Cluster {
     /// When etcd cannot be asked or a report cannot be read.
     pub fn states(&self, etcd: &Etcd) -> Result<Vec<WorkerState>> {
         let entries = etcd.list(keys::WORKER_STATE_PREFIX)?;
-        entries.iter().map(|entry| decode(&entry.key, &entry.value)).collect()
+        entries
+            .iter()
+            .map(|entry| decode(&entry.key, &entry.value))
+            .collect()
     }
 
     /// The plan in force of a table, as it stands in etcd.
@@ -358,7 +374,9 @@ impl Cluster {
     /// When etcd cannot be asked or the plan cannot be read.
     pub fn plan(&self, etcd: &Etcd, table: &str) -> Result<Option<CacheVersion>> {
         let entry = etcd.get(&keys::cache_version(table))?;
-        entry.map(|entry| decode(&entry.key, &entry.value)).transpose()
+        entry
+            .map(|entry| decode(&entry.key, &entry.value))
+            .transpose()
     }
 
     /// Waits until a plan of this version is in force and every worker with a part in it reports
@@ -458,7 +476,10 @@ impl Cluster {
 
     fn daemon(&self, name: &str, role: &str, config: &Path) -> Result<Process> {
         let mut command = self.command(config, &[role]);
-        command.env("RUST_LOG", std::env::var("STOA_TEST_LOG").unwrap_or_else(|_| "info".to_owned()));
+        command.env(
+            "RUST_LOG",
+            std::env::var("STOA_TEST_LOG").unwrap_or_else(|_| "info".to_owned()),
+        );
         let log = self.directory.path().join(format!("{name}.log"));
         Process::start(name, command, &log)
     }
@@ -546,7 +567,11 @@ pub fn binary() -> Result<PathBuf> {
             place.join("stoa")
         }
     };
-    if path.is_file() { Ok(path) } else { Err(missing(path)) }
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(missing(path))
+    }
 }
 
 fn parse(what: &str, text: &str) -> Result<Value> {

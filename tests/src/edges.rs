@@ -100,50 +100,143 @@ fn types(directory: &Path) -> Result<EdgeTable> {
         };
         let columns: Vec<(&str, ArrayRef)> = vec![
             ("id", column!(Int64Array, rows(), Some)),
-            ("bool", column!(BooleanArray, rows(), |r| some(r, 0).then_some(r % 3 == 0))),
-            ("i8", column!(Int8Array, rows(), |r| some(r, 1).then_some((r % 256 - 128) as i8))),
-            ("i16", column!(Int16Array, rows(), |r| some(r, 2).then_some((r % 60_000 - 30_000) as i16))),
-            ("i32", column!(Int32Array, rows(), |r| some(r, 3).then_some((r * 7919) as i32))),
-            ("i64", column!(Int64Array, rows(), |r| some(r, 4).then_some(i64::MIN + r))),
-            ("u8", column!(UInt8Array, rows(), |r| some(r, 5).then_some((r % 256) as u8))),
-            ("u16", column!(UInt16Array, rows(), |r| some(r, 6).then_some((r % 65_536) as u16))),
-            ("u32", column!(UInt32Array, rows(), |r| some(r, 0).then_some(u32::MAX - r as u32))),
-            ("u64", column!(UInt64Array, rows(), |r| some(r, 1).then_some(u64::MAX - r as u64))),
-            ("f32", column!(Float32Array, rows(), |r| some(r, 2).then_some(r as f32 * 0.5))),
-            ("f64", column!(Float64Array, rows(), |r| some(r, 3).then_some(match r % 1000 {
-                0 => f64::NAN,
-                1 => f64::INFINITY,
-                2 => -0.0,
-                _ => r as f64 * 0.125,
-            }))),
+            (
+                "bool",
+                column!(BooleanArray, rows(), |r| some(r, 0).then_some(r % 3 == 0)),
+            ),
+            (
+                "i8",
+                column!(Int8Array, rows(), |r| some(r, 1)
+                    .then_some((r % 256 - 128) as i8)),
+            ),
+            (
+                "i16",
+                column!(Int16Array, rows(), |r| some(r, 2)
+                    .then_some((r % 60_000 - 30_000) as i16)),
+            ),
+            (
+                "i32",
+                column!(Int32Array, rows(), |r| some(r, 3)
+                    .then_some((r * 7919) as i32)),
+            ),
+            (
+                "i64",
+                column!(Int64Array, rows(), |r| some(r, 4).then_some(i64::MIN + r)),
+            ),
+            (
+                "u8",
+                column!(UInt8Array, rows(), |r| some(r, 5)
+                    .then_some((r % 256) as u8)),
+            ),
+            (
+                "u16",
+                column!(UInt16Array, rows(), |r| some(r, 6)
+                    .then_some((r % 65_536) as u16)),
+            ),
+            (
+                "u32",
+                column!(UInt32Array, rows(), |r| some(r, 0)
+                    .then_some(u32::MAX - r as u32)),
+            ),
+            (
+                "u64",
+                column!(UInt64Array, rows(), |r| some(r, 1)
+                    .then_some(u64::MAX - r as u64)),
+            ),
+            (
+                "f32",
+                column!(Float32Array, rows(), |r| some(r, 2)
+                    .then_some(r as f32 * 0.5)),
+            ),
+            (
+                "f64",
+                column!(Float64Array, rows(), |r| some(r, 3).then_some(
+                    match r % 1000 {
+                        0 => f64::NAN,
+                        1 => f64::INFINITY,
+                        2 => -0.0,
+                        _ => r as f64 * 0.125,
+                    }
+                )),
+            ),
             ("utf8", Arc::clone(&strings)),
-            ("large_utf8", cast(Arc::clone(&strings), &DataType::LargeUtf8)?),
-            ("utf8_view", cast(Arc::clone(&strings), &DataType::Utf8View)?),
+            (
+                "large_utf8",
+                cast(Arc::clone(&strings), &DataType::LargeUtf8)?,
+            ),
+            (
+                "utf8_view",
+                cast(Arc::clone(&strings), &DataType::Utf8View)?,
+            ),
             ("binary", cast(Arc::clone(&strings), &DataType::Binary)?),
-            ("large_binary", cast(Arc::clone(&strings), &DataType::LargeBinary)?),
-            ("binary_view", cast(Arc::clone(&strings), &DataType::BinaryView)?),
+            (
+                "large_binary",
+                cast(Arc::clone(&strings), &DataType::LargeBinary)?,
+            ),
+            (
+                "binary_view",
+                cast(Arc::clone(&strings), &DataType::BinaryView)?,
+            ),
             ("fixed_binary", fixed),
-            ("dict", cast(
-                column!(StringArray, rows(), |r| some(r, 4).then(|| format!("d{}", r % 13))),
-                &DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)),
-            )?),
-            ("date32", column!(Date32Array, rows(), |r| some(r, 5).then_some((r - 5_000) as i32))),
-            ("time32_ms", column!(Time32MillisecondArray, rows(), |r| some(r, 6).then_some((r * 3_457 % 86_400_000) as i32))),
-            ("time64_us", column!(Time64MicrosecondArray, rows(), |r| some(r, 0).then_some(r * 3_456_789 % 86_400_000_000))),
-            ("time64_ns", column!(Time64NanosecondArray, rows(), |r| some(r, 1).then_some(r * 3_456_789_123 % 86_400_000_000_000))),
-            ("ts_ms", column!(TimestampMillisecondArray, rows(), |r| some(r, 2).then_some(micros(r) / 1000))),
-            ("ts_us", column!(TimestampMicrosecondArray, rows(), |r| some(r, 3).then_some(micros(r)))),
-            ("ts_ns", column!(TimestampNanosecondArray, rows(), |r| some(r, 4).then_some(micros(r) * 1000 + 7))),
-            ("ts_utc", Arc::new(
-                rows()
-                    .map(|r| some(r, 5).then_some(micros(r)))
-                    .collect::<TimestampMicrosecondArray>()
-                    .with_timezone("UTC"),
-            )),
+            (
+                "dict",
+                cast(
+                    column!(StringArray, rows(), |r| some(r, 4)
+                        .then(|| format!("d{}", r % 13))),
+                    &DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)),
+                )?,
+            ),
+            (
+                "date32",
+                column!(Date32Array, rows(), |r| some(r, 5)
+                    .then_some((r - 5_000) as i32)),
+            ),
+            (
+                "time32_ms",
+                column!(Time32MillisecondArray, rows(), |r| some(r, 6)
+                    .then_some((r * 3_457 % 86_400_000) as i32)),
+            ),
+            (
+                "time64_us",
+                column!(Time64MicrosecondArray, rows(), |r| some(r, 0)
+                    .then_some(r * 3_456_789 % 86_400_000_000)),
+            ),
+            (
+                "time64_ns",
+                column!(Time64NanosecondArray, rows(), |r| some(r, 1)
+                    .then_some(r * 3_456_789_123 % 86_400_000_000_000)),
+            ),
+            (
+                "ts_ms",
+                column!(TimestampMillisecondArray, rows(), |r| some(r, 2)
+                    .then_some(micros(r) / 1000)),
+            ),
+            (
+                "ts_us",
+                column!(TimestampMicrosecondArray, rows(), |r| some(r, 3)
+                    .then_some(micros(r))),
+            ),
+            (
+                "ts_ns",
+                column!(TimestampNanosecondArray, rows(), |r| some(r, 4)
+                    .then_some(micros(r) * 1000 + 7)),
+            ),
+            (
+                "ts_utc",
+                Arc::new(
+                    rows()
+                        .map(|r| some(r, 5).then_some(micros(r)))
+                        .collect::<TimestampMicrosecondArray>()
+                        .with_timezone("UTC"),
+                ),
+            ),
             ("dec9", decimals(9, 2)?),
             ("dec18", decimals(18, 4)?),
             ("dec38", decimals(38, 10)?),
-            ("dec256", cast(decimals(38, 5)?, &DataType::Decimal256(50, 5))?),
+            (
+                "dec256",
+                cast(decimals(38, 5)?, &DataType::Decimal256(50, 5))?,
+            ),
         ];
         batch(columns)
     };
@@ -170,7 +263,8 @@ fn nested(directory: &Path) -> Result<EdgeTable> {
         let present = || NullBuffer::from_iter(rows().map(|r| r % 5 != 0));
         let elements = || rows().flat_map(move |r| (0..length(r) as i64).map(move |e| (r, e)));
 
-        let numbers = column!(Int64Array, elements(), |(r, e)| (e != 1).then_some(r * 10 + e));
+        let numbers = column!(Int64Array, elements(), |(r, e)| (e != 1)
+            .then_some(r * 10 + e));
         let words = column!(StringArray, elements(), |(r, e)| (e != 2)
             .then(|| format!("word {r} of {e}")));
         let item = |data: DataType| Arc::new(Field::new("item", data, true));
@@ -191,7 +285,8 @@ fn nested(directory: &Path) -> Result<EdgeTable> {
         };
         let record = pair(
             column!(Int32Array, rows(), |r| (r % 6 != 0).then_some(r as i32)),
-            column!(StringArray, rows(), |r| (r % 4 != 0).then(|| format!("name {}", r % 50))),
+            column!(StringArray, rows(), |r| (r % 4 != 0)
+                .then(|| format!("name {}", r % 50))),
             Some(NullBuffer::from_iter(rows().map(|r| r % 11 != 0))),
         );
         let map = {
@@ -203,10 +298,17 @@ fn nested(directory: &Path) -> Result<EdgeTable> {
             .into();
             let entries = StructArray::new(entry.clone(), vec![keys, Arc::clone(&numbers)], None);
             let field = Arc::new(Field::new("entries", DataType::Struct(entry), false));
-            Arc::new(MapArray::new(field, offsets(), entries, Some(present()), false)) as ArrayRef
+            Arc::new(MapArray::new(
+                field,
+                offsets(),
+                entries,
+                Some(present()),
+                false,
+            )) as ArrayRef
         };
         let pairs = {
-            let flat = column!(Int32Array, 0..2 * count as i64, |v| (v % 9 != 0).then_some(v as i32));
+            let flat = column!(Int32Array, 0..2 * count as i64, |v| (v % 9 != 0)
+                .then_some(v as i32));
             Arc::new(FixedSizeListArray::new(
                 item(DataType::Int32),
                 2,
@@ -242,19 +344,35 @@ fn nulls(directory: &Path) -> Result<EdgeTable> {
         let rows = || rows.clone();
         batch(vec![
             ("id", column!(Int64Array, rows(), Some)),
-            ("none", column!(Int32Array, rows(), |r| Some((r % 100) as i32))),
-            ("some", column!(Int32Array, rows(), |r| (r % 3 != 0).then_some((r % 100) as i32))),
+            (
+                "none",
+                column!(Int32Array, rows(), |r| Some((r % 100) as i32)),
+            ),
+            (
+                "some",
+                column!(Int32Array, rows(), |r| (r % 3 != 0)
+                    .then_some((r % 100) as i32)),
+            ),
             ("all", column!(Int32Array, rows(), |_| None::<i32>)),
             // Nulls fill the first row group, and only that.
-            ("first", column!(Float64Array, rows(), |r| (r >= 10_000).then_some(r as f64))),
-            ("empty", column!(StringArray, rows(), |r| (r % 2 == 0).then_some(""))),
+            (
+                "first",
+                column!(Float64Array, rows(), |r| (r >= 10_000).then_some(r as f64)),
+            ),
+            (
+                "empty",
+                column!(StringArray, rows(), |r| (r % 2 == 0).then_some("")),
+            ),
             ("blank", column!(StringArray, rows(), |_| None::<&str>)),
         ])
     };
     let full = batch(0..21_000)?;
     let schema = full.schema();
     store(&directory.join("part-0.parquet"), &[full])?;
-    store(&directory.join("part-1.parquet"), &[RecordBatch::new_empty(Arc::clone(&schema))])?;
+    store(
+        &directory.join("part-1.parquet"),
+        &[RecordBatch::new_empty(Arc::clone(&schema))],
+    )?;
     store(&directory.join("part-2.parquet"), &[batch(21_000..21_001)?])?;
     Ok(EdgeTable {
         name: "nulls",
@@ -275,9 +393,15 @@ fn partitioned(directory: &Path) -> Result<EdgeTable> {
         let rows = || start..start + 1_000 - number as i64;
         let batch = batch(vec![
             ("id", column!(Int64Array, rows(), Some)),
-            ("amount", column!(Float64Array, rows(), |r| (r % 10 != 0).then_some(r as f64 / 4.0))),
+            (
+                "amount",
+                column!(Float64Array, rows(), |r| (r % 10 != 0)
+                    .then_some(r as f64 / 4.0)),
+            ),
         ])?;
-        let place = directory.join(format!("year={year}")).join(format!("kind={kind}"));
+        let place = directory
+            .join(format!("year={year}"))
+            .join(format!("kind={kind}"));
         store(&place.join("part-0.parquet"), std::slice::from_ref(&batch))?;
         schema = Some(batch.schema());
     }
@@ -299,25 +423,47 @@ fn evolved(directory: &Path) -> Result<EdgeTable> {
         &directory.join("part-0.parquet"),
         &[batch(vec![
             ("id", column!(Int32Array, old(), |r| Some(r as i32))),
-            ("name", column!(StringArray, old(), |r| Some(format!("old {}", r % 20)))),
+            (
+                "name",
+                column!(StringArray, old(), |r| Some(format!("old {}", r % 20))),
+            ),
         ])?],
     )?;
     let new = || 9_000..12_000_i64;
     store(
         &directory.join("part-1.parquet"),
         &[batch(vec![
-            ("id", column!(Int64Array, new(), |r| Some(r + 5_000_000_000))),
-            ("name", column!(StringArray, new(), |r| (r % 2 == 0).then(|| format!("new {}", r % 20)))),
-            ("score", column!(Float64Array, new(), |r| (r % 3 == 0).then_some(r as f64))),
+            (
+                "id",
+                column!(Int64Array, new(), |r| Some(r + 5_000_000_000)),
+            ),
+            (
+                "name",
+                column!(StringArray, new(), |r| (r % 2 == 0)
+                    .then(|| format!("new {}", r % 20))),
+            ),
+            (
+                "score",
+                column!(Float64Array, new(), |r| (r % 3 == 0).then_some(r as f64)),
+            ),
         ])?],
     )?;
     let turned = || 12_000..13_000_i64;
     store(
         &directory.join("part-2.parquet"),
         &[batch(vec![
-            ("score", column!(Float64Array, turned(), |r| Some(r as f64 * 2.0))),
+            (
+                "score",
+                column!(Float64Array, turned(), |r| Some(r as f64 * 2.0)),
+            ),
             ("id", column!(Int64Array, turned(), Some)),
-            ("name", column!(StringArray, turned(), |r| Some(format!("turned {}", r % 20)))),
+            (
+                "name",
+                column!(StringArray, turned(), |r| Some(format!(
+                    "turned {}",
+                    r % 20
+                ))),
+            ),
         ])?],
     )?;
     Ok(EdgeTable {
@@ -380,7 +526,11 @@ mod tests {
         let rows = |path: &str| -> usize {
             let file = File::open(directory.path().join(path)).unwrap();
             let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
-            reader.build().unwrap().map(|batch| batch.unwrap().num_rows()).sum()
+            reader
+                .build()
+                .unwrap()
+                .map(|batch| batch.unwrap().num_rows())
+                .sum()
         };
         assert_eq!(rows("types/part-0.parquet"), 15_000);
         assert_eq!(rows("nested/part-1.parquet"), 1_000);

@@ -110,9 +110,7 @@ impl Etcd {
             command.env("ETCD_UNSUPPORTED_ARCH", "arm64");
         }
         let log = self.directory.path().join("etcd.log");
-        let process = self
-            .process
-            .insert(Process::start("etcd", command, &log)?);
+        let process = self.process.insert(Process::start("etcd", command, &log)?);
         let port = self.client_port;
         wait::until("etcd's health", PATIENCE, || {
             if let Err(ended) = process.expect_running() {
@@ -202,8 +200,11 @@ impl Etcd {
     /// # Errors
     /// When etcd refuses or cannot be reached.
     pub fn delete(&self, key: &str) -> Result<()> {
-        self.call("/v3/kv/deleterange", &json!({"key": base64(key.as_bytes())}))
-            .map(|_| ())
+        self.call(
+            "/v3/kv/deleterange",
+            &json!({"key": base64(key.as_bytes())}),
+        )
+        .map(|_| ())
     }
 
     /// One key.
@@ -249,7 +250,12 @@ impl Etcd {
 
     /// One call of the JSON gateway.
     fn call(&self, path: &str, body: &Value) -> Result<Value> {
-        let answer = http::request("POST", ("127.0.0.1", self.client_port), path, &body.to_string())?;
+        let answer = http::request(
+            "POST",
+            ("127.0.0.1", self.client_port),
+            path,
+            &body.to_string(),
+        )?;
         if answer.status != 200 {
             return Err(Error::Failed {
                 what: format!("etcd {path}"),
@@ -266,7 +272,10 @@ impl Etcd {
 
 /// The entries of a range answer.
 fn entries(answer: &Value) -> Result<Vec<Entry>> {
-    let kvs = answer["kvs"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let kvs = answer["kvs"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     kvs.iter()
         .map(|kv| {
             let text = |field: &str| {
@@ -355,7 +364,13 @@ mod tests {
 
     #[test]
     fn base64_goes_there_and_back() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")] {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+        ] {
             assert_eq!(base64(plain.as_bytes()), coded);
             assert_eq!(unbase64(coded).unwrap(), plain.as_bytes());
         }

@@ -81,7 +81,11 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
         line.starts_with("transfer-encoding:") && line.ends_with("chunked")
     });
     let body = &bytes[end + 4..];
-    let body = if chunked { dechunk(body)? } else { body.to_vec() };
+    let body = if chunked {
+        dechunk(body)?
+    } else {
+        body.to_vec()
+    };
     Some(Answer {
         status,
         body: String::from_utf8_lossy(&body).into_owned(),

@@ -193,6 +193,9 @@ mod tests {
         let mut process = Process::start("cook", command, &dir.path().join("log")).unwrap();
         process.wait(Duration::from_secs(10)).unwrap();
         let text = process.expect_running().unwrap_err().to_string();
-        assert!(text.contains("out of olives") && text.contains('3'), "{text}");
+        assert!(
+            text.contains("out of olives") && text.contains('3'),
+            "{text}"
+        );
     }
 }

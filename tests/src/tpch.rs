@@ -152,14 +152,42 @@ pub fn copy_table_to(name: &str, directory: &Path) -> Result<()> {
 fn write_part(scale: f64, table: Table, part: i32, path: &Path) -> Result<()> {
     let (s, n) = (scale, table.files);
     match table.name {
-        "customer" => store(table, CustomerArrow::new(CustomerGenerator::new(s, part, n)), path),
-        "lineitem" => store(table, LineItemArrow::new(LineItemGenerator::new(s, part, n)), path),
-        "nation" => store(table, NationArrow::new(NationGenerator::new(s, part, n)), path),
-        "orders" => store(table, OrderArrow::new(OrderGenerator::new(s, part, n)), path),
+        "customer" => store(
+            table,
+            CustomerArrow::new(CustomerGenerator::new(s, part, n)),
+            path,
+        ),
+        "lineitem" => store(
+            table,
+            LineItemArrow::new(LineItemGenerator::new(s, part, n)),
+            path,
+        ),
+        "nation" => store(
+            table,
+            NationArrow::new(NationGenerator::new(s, part, n)),
+            path,
+        ),
+        "orders" => store(
+            table,
+            OrderArrow::new(OrderGenerator::new(s, part, n)),
+            path,
+        ),
         "part" => store(table, PartArrow::new(PartGenerator::new(s, part, n)), path),
-        "partsupp" => store(table, PartSuppArrow::new(PartSuppGenerator::new(s, part, n)), path),
-        "region" => store(table, RegionArrow::new(RegionGenerator::new(s, part, n)), path),
-        _ => store(table, SupplierArrow::new(SupplierGenerator::new(s, part, n)), path),
+        "partsupp" => store(
+            table,
+            PartSuppArrow::new(PartSuppGenerator::new(s, part, n)),
+            path,
+        ),
+        "region" => store(
+            table,
+            RegionArrow::new(RegionGenerator::new(s, part, n)),
+            path,
+        ),
+        _ => store(
+            table,
+            SupplierArrow::new(SupplierGenerator::new(s, part, n)),
+            path,
+        ),
     }
 }
 
@@ -203,7 +231,10 @@ where
             .map_err(|error| failed(error.to_string()))?;
     }
     match writer {
-        Some(writer) => writer.close().map(|_| ()).map_err(|error| failed(error.to_string())),
+        Some(writer) => writer
+            .close()
+            .map(|_| ())
+            .map_err(|error| failed(error.to_string())),
         None => Err(failed("the generator made no rows".to_owned())),
     }
 }

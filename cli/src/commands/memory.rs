@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use stoa_reader::Reader;
 
 use crate::config::format_bytes;
 use crate::context::Context;
@@ -42,13 +41,14 @@ pub struct MemoryTable {
 /// What lies in this machine's cache directory.
 pub(super) fn memory(context: &Context) -> Memory {
     let location = &context.config.cache.location;
-    let reader = Reader::open(location, context.origin());
+    let reader = context.reader();
     let view = reader.view();
     let mut by_file: BTreeMap<&[u8], (u64, u64)> = BTreeMap::new();
     for (file, entry) in view.snapshot().iter() {
         let sum = by_file.entry(file).or_default();
         *sum = (sum.0 + 1, sum.1 + entry.length());
     }
+    let looks = stoa_cache_manager::looks(location);
     let mut tables: Vec<MemoryTable> = view
         .tables()
         .map(|table| {
@@ -58,14 +58,16 @@ pub(super) fn memory(context: &Context) -> Memory {
                 .iter()
                 .filter_map(|file| by_file.get(file.key()));
             let (chunks, bytes) = of_files.fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
+            let name = catalog.table.to_string();
+            let looked = looks.get(&name).copied().unwrap_or(0);
             MemoryTable {
-                table: catalog.table.to_string(),
+                table: name,
                 version: catalog.version.get(),
                 files: catalog.files.len() as u64,
                 chunks,
                 bytes,
                 location: catalog.location.clone(),
-                looked_at_unix_ms: catalog.looked_at_unix_ms,
+                looked_at_unix_ms: catalog.looked_at_unix_ms.max(looked),
             }
         })
         .collect();

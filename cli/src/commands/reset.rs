@@ -3,6 +3,7 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use stoa_metastore::keys;
+use stoa_shm::counters::AccessCounters;
 use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter, IndexContents};
 
 use crate::args::ResetArgs;
@@ -48,6 +49,8 @@ pub async fn reset(args: ResetArgs, context: &Context) -> Result<()> {
         writer.publish(IndexContents::default())?;
         writer.discard_unpublished();
         let report = writer.reclaim()?;
+        // Hints about chunks that are there no more.
+        AccessCounters::remove(location)?;
         eprintln!(
             "the cache in {} is empty{}",
             location.display(),

@@ -8,7 +8,6 @@ use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use stoa_datafusion::{Embedded, Stoa};
 use stoa_layout::{LayoutDocument, LayoutVersion, TableName, TableVersion};
 use stoa_metastore::Records;
-use stoa_reader::Reader;
 
 use super::generate::TABLES;
 use super::queries::Query;
@@ -98,7 +97,7 @@ pub(super) async fn measure(
             .map_err(|error| query_error(table.name, &error))?;
     }
     // A reader with stores of its own: the worker's looks at the files are not the queries'.
-    let reader = Reader::open(&context.config.cache.location, context.origin());
+    let reader = context.reader();
     let stoa = Stoa::with_reader(reader.clone(), embedded.records().cloned());
     let cached = session(args);
     stoa.register(&cached)

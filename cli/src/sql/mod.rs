@@ -25,7 +25,6 @@ use datafusion_cli::print_options::PrintOptions;
 use datafusion_cli::{DATAFUSION_CLI_VERSION, exec};
 use stoa_datafusion::{Embedded, Stoa, StoaOptions};
 use stoa_origin::Stores;
-use stoa_reader::Reader;
 
 pub use args::SqlArgs;
 use session::CliSession;
@@ -119,7 +118,7 @@ impl Attached {
                 embedded: Some(embedded),
             });
         }
-        let reader = Reader::open(&context.config.cache.location, context.origin());
+        let reader = context.reader();
         // Queries need nothing of etcd: without it, only what no worker published yet is unknown.
         let records = match context.records().await {
             Ok(records) => Some(records),

@@ -55,10 +55,9 @@ impl ScanContext {
             view,
             store,
             partition,
-            projection: source
-                .projection()
-                .cloned()
-                .unwrap_or_else(|| ProjectionExprs::from_indices(&[], &arrow::datatypes::Schema::empty())),
+            projection: source.projection().cloned().unwrap_or_else(|| {
+                ProjectionExprs::from_indices(&[], &arrow::datatypes::Schema::empty())
+            }),
             predicate: source.filter(),
             table_schema: source.table_schema().clone(),
             adapters: config
@@ -85,11 +84,7 @@ impl ScanContext {
 ///
 /// Scans of Stoa's own tables carry the file with them. For others, the listing's etag or version
 /// and size must be those of the catalog: a file without identity is never taken from the cache.
-pub(crate) fn resolve(
-    view: &View,
-    store: &str,
-    file: &PartitionedFile,
-) -> Option<Arc<TableFile>> {
+pub(crate) fn resolve(view: &View, store: &str, file: &PartitionedFile) -> Option<Arc<TableFile>> {
     if let Some(known) = file.extension::<Arc<TableFile>>() {
         return Some(Arc::clone(known));
     }

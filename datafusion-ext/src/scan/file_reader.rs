@@ -38,7 +38,11 @@ impl CachedReaderFactory {
     ) -> Self {
         let otherwise =
             own.unwrap_or_else(|| Arc::new(DefaultParquetFileReaderFactory::new(object_store)));
-        Self { view, store, otherwise }
+        Self {
+            view,
+            store,
+            otherwise,
+        }
     }
 }
 
@@ -57,7 +61,9 @@ impl ParquetFileReaderFactory for CachedReaderFactory {
                 origin_bytes(metrics, partition),
                 cached_bytes(metrics, partition),
             ))),
-            None => self.otherwise.create_reader(partition, file, metadata_size_hint, metrics),
+            None => self
+                .otherwise
+                .create_reader(partition, file, metadata_size_hint, metrics),
         }
     }
 }
@@ -78,7 +84,12 @@ impl CachedFileReader {
         from_origin: Count,
         from_memory: Count,
     ) -> Self {
-        Self { view, file, from_origin, from_memory }
+        Self {
+            view,
+            file,
+            from_origin,
+            from_memory,
+        }
     }
 
     /// The bytes of `range` if they lie inside a chunk cached in the parquet form, or in the
@@ -92,7 +103,9 @@ impl CachedFileReader {
         for (row_group, group) in metadata.row_groups().iter().enumerate() {
             for root in self.file.roots() {
                 let first = group.columns().get(root.first_leaf as usize)?;
-                let last = group.columns().get((root.first_leaf + root.leaves - 1) as usize)?;
+                let last = group
+                    .columns()
+                    .get((root.first_leaf + root.leaves - 1) as usize)?;
                 let (start, _) = first.byte_range();
                 let (last_start, last_length) = last.byte_range();
                 let end = last_start + last_length;
@@ -100,9 +113,13 @@ impl CachedFileReader {
                     continue;
                 }
                 let data_type = arrow::datatypes::DataType::Null;
-                let chunk =
-                    self.view.chunk(id, row_group as u32, root.first_leaf, &data_type).ok()?;
-                let CachedChunk::Parquet(bytes) = chunk else { return None };
+                let chunk = self
+                    .view
+                    .chunk(id, row_group as u32, root.first_leaf, &data_type)
+                    .ok()?;
+                let CachedChunk::Parquet(bytes) = chunk else {
+                    return None;
+                };
                 let (from, to) = ((range.start - start) as usize, (range.end - start) as usize);
                 return (to <= bytes.len()).then(|| bytes.slice(from..to));
             }
@@ -113,7 +130,9 @@ impl CachedFileReader {
 
 impl AsyncFileReader for CachedFileReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
-        self.get_byte_ranges(vec![range]).map(|parts| parts.map(|mut p| p.remove(0))).boxed()
+        self.get_byte_ranges(vec![range])
+            .map(|parts| parts.map(|mut p| p.remove(0)))
+            .boxed()
     }
 
     fn get_byte_ranges(
@@ -131,7 +150,8 @@ impl AsyncFileReader for CachedFileReader {
             let memory: usize = parts.iter().flatten().map(Bytes::len).sum();
             self.from_memory.add(memory);
             if !missing.is_empty() {
-                self.from_origin.add(missing.iter().map(|r| (r.end - r.start) as usize).sum());
+                self.from_origin
+                    .add(missing.iter().map(|r| (r.end - r.start) as usize).sum());
                 let origin = self.view.reader().origin();
                 let mut read = origin
                     .read(self.file.identity(), &missing)

@@ -14,9 +14,7 @@ use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::metrics::Count;
 use datafusion_datasource::PartitionedFile;
 use datafusion_datasource::morsel::{Morsel, MorselPlan, MorselPlanner, Morselizer};
-use datafusion_datasource_parquet::{
-    ParquetAccessPlan, ParquetFileMetrics, ParquetRowSelection,
-};
+use datafusion_datasource_parquet::{ParquetAccessPlan, ParquetFileMetrics, ParquetRowSelection};
 use datafusion_physical_expr_adapter::replace_columns_with_literals;
 use datafusion_pruning::FilePruner;
 use stoa_reader::TableFile;
@@ -55,11 +53,11 @@ impl Morselizer for StoaMorselizer {
             return self.delegate(file);
         };
         let mut file_pruner = scan.file_pruner(context, &file);
-        if let Some(pruner) = &mut file_pruner {
-            if pruner.should_prune()? {
-                scan.metrics.files_ranges_pruned_statistics.add_pruned(1);
-                return Ok(Box::new(Chain::default()));
-            }
+        if let Some(pruner) = &mut file_pruner
+            && pruner.should_prune()?
+        {
+            scan.metrics.files_ranges_pruned_statistics.add_pruned(1);
+            return Ok(Box::new(Chain::default()));
         }
         let file_pruner = file_pruner.filter(FilePruner::is_watching);
         let plan = prune(
@@ -110,7 +108,10 @@ impl StoaMorselizer {
         runs: Runs,
     ) -> Result<Box<dyn MorselPlanner>> {
         let context = &self.context;
-        let mut chain = Chain { steps: VecDeque::new(), concurrent: !context.preserve_order };
+        let mut chain = Chain {
+            steps: VecDeque::new(),
+            concurrent: !context.preserve_order,
+        };
         for run in runs.runs {
             match run {
                 Run::Hits(groups) => {
@@ -139,7 +140,9 @@ impl StoaMorselizer {
                     }
                     count_misses(context, table_file, Some((&access, scan.needed.len())));
                     let part = file.clone().with_extension(access);
-                    chain.steps.push_back(Step::Planner(self.inner.plan_file(part)?));
+                    chain
+                        .steps
+                        .push_back(Step::Planner(self.inner.plan_file(part)?));
                 }
             }
         }
@@ -155,11 +158,18 @@ fn count_misses(
 ) {
     let (groups, columns) = match plan {
         Some((plan, columns)) => (plan.row_group_index_iter().count(), columns),
-        None => (file.metadata().num_row_groups(), context.projection.as_ref().len()),
+        None => (
+            file.metadata().num_row_groups(),
+            context.projection.as_ref().len(),
+        ),
     };
     context.sources.row_groups_missed.add(groups);
     context.sources.origin_chunks.add(groups * columns);
-    context.view.reader().statistics().missed((groups * columns) as u64);
+    context
+        .view
+        .reader()
+        .statistics()
+        .missed((groups * columns) as u64);
 }
 
 /// What one file's schema makes of the scan.
@@ -199,18 +209,23 @@ impl FileScan {
         let mut projection = context.projection.clone();
         let mut predicate = context.predicate.clone();
         if !literals.is_empty() {
-            projection = projection.try_map_exprs(|e| replace_columns_with_literals(e, &literals))?;
-            predicate = predicate.map(|p| replace_columns_with_literals(p, &literals)).transpose()?;
+            projection =
+                projection.try_map_exprs(|e| replace_columns_with_literals(e, &literals))?;
+            predicate = predicate
+                .map(|p| replace_columns_with_literals(p, &literals))
+                .transpose()?;
         }
         let logical_predicate = predicate.clone();
         let logical = context.table_schema.file_schema();
         if predicate.is_some() || logical != schema {
-            let adapter = context.adapters.create(Arc::clone(logical), Arc::clone(schema))?;
+            let adapter = context
+                .adapters
+                .create(Arc::clone(logical), Arc::clone(schema))?;
             let simplifier = PhysicalExprSimplifier::new(schema);
-            predicate =
-                predicate.map(|p| simplifier.simplify(adapter.rewrite(p)?)).transpose()?;
-            projection =
-                projection.try_map_exprs(|e| simplifier.simplify(adapter.rewrite(e)?))?;
+            predicate = predicate
+                .map(|p| simplifier.simplify(adapter.rewrite(p)?))
+                .transpose()?;
+            projection = projection.try_map_exprs(|e| simplifier.simplify(adapter.rewrite(e)?))?;
         }
         let applied = predicate.as_ref().filter(|_| context.apply_predicate);
         let mut needed = BTreeSet::new();
@@ -218,13 +233,19 @@ impl FileScan {
             needed.extend(collect_columns(&expr).iter().map(|column| column.index()));
         }
         // INT96 columns are coerced by session options that the cached arrays do not know.
-        if needed.iter().any(|column| table_file.roots()[*column].int96) {
+        if needed
+            .iter()
+            .any(|column| table_file.roots()[*column].int96)
+        {
             return Ok(None);
         }
         let needed: Arc<[usize]> = needed.into_iter().collect();
         let batch_schema = Arc::new(schema.project(&needed)?);
-        let output_schema =
-            Arc::new(context.projection.project_schema(context.table_schema.table_schema())?);
+        let output_schema = Arc::new(
+            context
+                .projection
+                .project_schema(context.table_schema.table_schema())?,
+        );
         let output = OutputMap::try_new(&projection, applied, &batch_schema, output_schema)?;
         let name = file.object_meta.location.as_ref();
         let metrics = ParquetFileMetrics::new(context.partition, name, &context.metrics);
@@ -256,7 +277,11 @@ fn names_input_file(projection: &ProjectionExprs) -> Result<bool> {
             found |= node
                 .downcast_ref::<ScalarFunctionExpr>()
                 .is_some_and(|function| function.name() == "input_file_name");
-            Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+            Ok(if found {
+                TreeNodeRecursion::Stop
+            } else {
+                TreeNodeRecursion::Continue
+            })
         })?;
     }
     Ok(found)
@@ -275,13 +300,20 @@ enum Run {
 
 impl Runs {
     fn new(in_order: bool) -> Self {
-        Self { in_order, runs: vec![] }
+        Self {
+            in_order,
+            runs: vec![],
+        }
     }
 
     /// Where order counts a run ends at each change between hit and miss; elsewhere there is one
     /// run of each.
     fn reachable(&mut self) -> impl Iterator<Item = &mut Run> {
-        let only_last = if self.in_order { self.runs.len().saturating_sub(1) } else { 0 };
+        let only_last = if self.in_order {
+            self.runs.len().saturating_sub(1)
+        } else {
+            0
+        };
         self.runs[only_last..].iter_mut()
     }
 
@@ -345,7 +377,9 @@ impl MorselPlanner for Chain {
                     Step::Planner(planner) => planners.push(planner),
                 }
             }
-            let plan = MorselPlan::new().with_morsels(morsels).with_planners(planners);
+            let plan = MorselPlan::new()
+                .with_morsels(morsels)
+                .with_planners(planners);
             return Ok(Some(plan));
         }
         match self.steps.pop_front() {
@@ -380,4 +414,3 @@ impl MorselPlanner for Chain {
         }
     }
 }
-

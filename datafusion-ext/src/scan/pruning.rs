@@ -45,7 +45,8 @@ pub(crate) fn prune(
         filter.prune_by_range(groups, range);
     }
     let pruning = predicate.and_then(|p| {
-        let errors = MetricBuilder::new(&context.metrics).global_counter("num_predicate_creation_errors");
+        let errors =
+            MetricBuilder::new(&context.metrics).global_counter("num_predicate_creation_errors");
         build(p, schema, context.max_in_list_size, &errors)
     });
     match &pruning {
@@ -65,19 +66,23 @@ pub(crate) fn prune(
     }
     let fully_matched = filter.is_fully_matched().clone();
     let mut plan = filter.build();
-    let undecided = plan.row_group_index_iter().any(|index| !fully_matched[index]);
-    if context.prune_pages && undecided && has_page_index(metadata) {
-        if let Some(predicate) = predicate {
-            let pages = PagePruningAccessPlanFilter::new(predicate, Arc::clone(schema));
-            if pages.filter_number() > 0 {
-                plan = pages.prune_plan_with_page_index(
-                    plan,
-                    schema,
-                    metadata.file_metadata().schema_descr(),
-                    metadata,
-                    file_metrics,
-                );
-            }
+    let undecided = plan
+        .row_group_index_iter()
+        .any(|index| !fully_matched[index]);
+    if context.prune_pages
+        && undecided
+        && has_page_index(metadata)
+        && let Some(predicate) = predicate
+    {
+        let pages = PagePruningAccessPlanFilter::new(predicate, Arc::clone(schema));
+        if pages.filter_number() > 0 {
+            plan = pages.prune_plan_with_page_index(
+                plan,
+                schema,
+                metadata.file_metadata().schema_descr(),
+                metadata,
+                file_metrics,
+            );
         }
     }
     Ok(plan)
@@ -142,12 +147,22 @@ impl DynamicPruner {
 
     /// Whether statistics prove that no row of the row group can pass the filter as it is now.
     pub(crate) fn should_prune(&mut self, row_group: usize) -> bool {
-        let changed = self.tracking.watcher().is_some_and(|tracker| tracker.changed());
+        let changed = self
+            .tracking
+            .watcher()
+            .is_some_and(|tracker| tracker.changed());
         if changed || !self.built {
-            self.pruning = build(&self.predicate, &self.schema, self.max_in_list_size, &self.errors);
+            self.pruning = build(
+                &self.predicate,
+                &self.schema,
+                self.max_in_list_size,
+                &self.errors,
+            );
             self.built = true;
         }
-        let Some(pruning) = &self.pruning else { return false };
+        let Some(pruning) = &self.pruning else {
+            return false;
+        };
         let mut plan = ParquetAccessPlan::new_none(self.metadata.num_row_groups());
         plan.scan(row_group);
         let mut filter = RowGroupAccessPlanFilter::new(plan);

@@ -77,7 +77,13 @@ impl CachedRowGroup {
                 Some(ranges)
             }
         };
-        Some(Self { index, rows, columns, selection, bytes })
+        Some(Self {
+            index,
+            rows,
+            columns,
+            selection,
+            bytes,
+        })
     }
 
     /// Columns read from shared memory.
@@ -118,7 +124,12 @@ impl CachedRowGroup {
             Some(Box::new(stream))
         };
         let batch_schema = Arc::new(schema.project(needed)?);
-        Ok(ActiveRowGroup { group: self, block: 0, decoder, schema: batch_schema })
+        Ok(ActiveRowGroup {
+            group: self,
+            block: 0,
+            decoder,
+            schema: batch_schema,
+        })
     }
 }
 
@@ -179,7 +190,11 @@ impl ActiveRowGroup {
             });
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), arrays, &options)?)
+        Ok(RecordBatch::try_new_with_options(
+            Arc::clone(&self.schema),
+            arrays,
+            &options,
+        )?)
     }
 }
 
@@ -189,18 +204,26 @@ pub(super) fn keep(batch: &RecordBatch, mask: &BooleanArray) -> Result<RecordBat
         return Ok(filter_record_batch(batch, mask)?);
     }
     let options = RecordBatchOptions::new().with_row_count(Some(mask.true_count()));
-    Ok(RecordBatch::try_new_with_options(batch.schema(), vec![], &options)?)
+    Ok(RecordBatch::try_new_with_options(
+        batch.schema(),
+        vec![],
+        &options,
+    )?)
 }
 
 async fn next_block(
     decoder: &mut ParquetRecordBatchStream<CachedFileReader>,
     rows: usize,
 ) -> Result<RecordBatch> {
-    let batch = decoder.next().await.transpose().map_err(DataFusionError::from)?;
+    let batch = decoder
+        .next()
+        .await
+        .transpose()
+        .map_err(DataFusionError::from)?;
     let found = batch.as_ref().map_or(0, RecordBatch::num_rows);
-    batch.filter(|_| found == rows).ok_or_else(|| {
-        exec_datafusion_err!("decoded {found} rows beside a cached block of {rows}")
-    })
+    batch
+        .filter(|_| found == rows)
+        .ok_or_else(|| exec_datafusion_err!("decoded {found} rows beside a cached block of {rows}"))
 }
 
 /// Which rows of a block are selected.
@@ -220,9 +243,15 @@ fn select(ranges: &[Range<usize>], start: usize, rows: usize) -> Selected {
         .map(|range| range.start.max(start) - start..range.end.min(start + rows) - start)
         .filter(|run| !run.is_empty())
         .peekable();
-    let Some(run) = runs.next() else { return Selected::None };
+    let Some(run) = runs.next() else {
+        return Selected::None;
+    };
     if runs.peek().is_none() {
-        return if run.len() == rows { Selected::All } else { Selected::Run(run) };
+        return if run.len() == rows {
+            Selected::All
+        } else {
+            Selected::Run(run)
+        };
     }
     let mut mask = BooleanBufferBuilder::new(rows);
     for run in std::iter::once(run).chain(runs) {
@@ -241,9 +270,13 @@ mod tests {
     fn selections_cut_to_the_block() {
         let ranges = [10..20, 8190..8200, 8300..8301, 30_000..30_001];
         assert_eq!(select(&ranges, 16_384, 8192), Selected::None);
-        assert_eq!(select(&[0..16_384], 8192, 8192), Selected::All);
-        assert_eq!(select(&[0..8193], 8192, 100), Selected::Run(0..1));
-        let Selected::Mask(mask) = select(&ranges, 8192, 8192) else { panic!("two runs") };
+        let whole = std::slice::from_ref(&(0..16_384));
+        assert_eq!(select(whole, 8192, 8192), Selected::All);
+        let start = std::slice::from_ref(&(0..8193));
+        assert_eq!(select(start, 8192, 100), Selected::Run(0..1));
+        let Selected::Mask(mask) = select(&ranges, 8192, 8192) else {
+            panic!("two runs")
+        };
         assert_eq!(mask.true_count(), 9);
         assert!(mask.value(0) && mask.value(7) && !mask.value(8) && mask.value(108));
     }

@@ -41,7 +41,12 @@ impl StoaSource {
     /// Wraps `inner`, which reads what `reader` does not have.
     pub fn new(inner: ParquetSource, reader: Reader) -> Self {
         let reversed = reads_backwards(&inner);
-        Self { inner, reader, reversed, batch_size: None }
+        Self {
+            inner,
+            reader,
+            reversed,
+            batch_size: None,
+        }
     }
 
     /// The wrapped source.
@@ -72,7 +77,10 @@ fn reads_backwards(source: &ParquetSource) -> bool {
         }
     }
     // Printing builds a pruning predicate: not worth it where nothing was pushed down.
-    source.filter().is_some() && Extra(source).to_string().contains("reverse_row_groups=true")
+    source.filter().is_some()
+        && Extra(source)
+            .to_string()
+            .contains("reverse_row_groups=true")
 }
 
 impl FileSource for StoaSource {
@@ -82,7 +90,8 @@ impl FileSource for StoaSource {
         base_config: &FileScanConfig,
         partition: usize,
     ) -> Result<Arc<dyn FileOpener>> {
-        self.inner.create_file_opener(object_store, base_config, partition)
+        self.inner
+            .create_file_opener(object_store, base_config, partition)
     }
 
     fn create_morselizer(
@@ -92,8 +101,16 @@ impl FileSource for StoaSource {
         partition: usize,
     ) -> Result<Box<dyn Morselizer>> {
         let view = self.reader.view();
-        let store = base_config.object_store_url.as_str().trim_end_matches('/').to_owned();
-        let store = if store == "file:" { "file://".to_owned() } else { store };
+        let store = base_config
+            .object_store_url
+            .as_str()
+            .trim_end_matches('/')
+            .to_owned();
+        let store = if store == "file:" {
+            "file://".to_owned()
+        } else {
+            store
+        };
         let factory = CachedReaderFactory::new(
             view.clone(),
             store.clone(),
@@ -117,9 +134,14 @@ impl FileSource for StoaSource {
 
     fn with_batch_size(&self, batch_size: usize) -> Arc<dyn FileSource> {
         let source = self.inner.with_batch_size(batch_size);
-        let Some(inner) = source.downcast_ref::<ParquetSource>() else { return source };
+        let Some(inner) = source.downcast_ref::<ParquetSource>() else {
+            return source;
+        };
         let own = Self::new(inner.clone(), self.reader.clone());
-        Arc::new(Self { batch_size: Some(batch_size), ..own })
+        Arc::new(Self {
+            batch_size: Some(batch_size),
+            ..own
+        })
     }
 
     fn filter(&self) -> Option<Arc<dyn PhysicalExpr>> {
@@ -167,12 +189,12 @@ impl FileSource for StoaSource {
         eq_properties: &EquivalenceProperties,
     ) -> Result<SortOrderPushdownResult<Arc<dyn FileSource>>> {
         Ok(match self.inner.try_pushdown_sort(order, eq_properties)? {
-            SortOrderPushdownResult::Exact { inner } => {
-                SortOrderPushdownResult::Exact { inner: self.rewrap(inner) }
-            }
-            SortOrderPushdownResult::Inexact { inner } => {
-                SortOrderPushdownResult::Inexact { inner: self.rewrap(inner) }
-            }
+            SortOrderPushdownResult::Exact { inner } => SortOrderPushdownResult::Exact {
+                inner: self.rewrap(inner),
+            },
+            SortOrderPushdownResult::Inexact { inner } => SortOrderPushdownResult::Inexact {
+                inner: self.rewrap(inner),
+            },
             SortOrderPushdownResult::Unsupported => SortOrderPushdownResult::Unsupported,
         })
     }

@@ -50,7 +50,12 @@ impl OutputMap {
             .map(|p| reassign_expr_columns(Arc::clone(p), batch_schema))
             .transpose()?;
         let rename = projector.output_schema() != &output_schema;
-        Ok(Self { projector, schema: output_schema, predicate, rename })
+        Ok(Self {
+            projector,
+            schema: output_schema,
+            predicate,
+            rename,
+        })
     }
 
     fn map(&self, batch: RecordBatch, metrics: &ParquetFileMetrics) -> Result<RecordBatch> {
@@ -68,7 +73,11 @@ impl OutputMap {
                 let matched = keep.true_count();
                 metrics.pushdown_rows_matched.add(matched);
                 metrics.pushdown_rows_pruned.add(batch.num_rows() - matched);
-                if matched == batch.num_rows() { batch } else { row_group::keep(&batch, &keep)? }
+                if matched == batch.num_rows() {
+                    batch
+                } else {
+                    row_group::keep(&batch, &keep)?
+                }
             }
         };
         let projected = self.projector.project_batch(&batch)?;
@@ -77,7 +86,11 @@ impl OutputMap {
         }
         let rows = RecordBatchOptions::new().with_row_count(Some(projected.num_rows()));
         let (_, arrays, _) = projected.into_parts();
-        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), arrays, &rows)?)
+        Ok(RecordBatch::try_new_with_options(
+            Arc::clone(&self.schema),
+            arrays,
+            &rows,
+        )?)
     }
 }
 
@@ -105,7 +118,11 @@ impl fmt::Debug for CachedMorsel {
 
 impl Morsel for CachedMorsel {
     fn into_stream(self: Box<Self>) -> BoxStream<'static, Result<RecordBatch>> {
-        let state = State { morsel: *self, active: None, rest: None };
+        let state = State {
+            morsel: *self,
+            active: None,
+            rest: None,
+        };
         stream::unfold(state, |mut state| async move {
             let next = state.next().await.transpose()?;
             Some((next, state))
@@ -160,7 +177,11 @@ impl State {
 
     fn open(&mut self, group: CachedRowGroup) -> Result<Option<ActiveRowGroup>> {
         let morsel = &mut self.morsel;
-        if morsel.pruner.as_mut().is_some_and(|pruner| pruner.should_prune(group.index)) {
+        if morsel
+            .pruner
+            .as_mut()
+            .is_some_and(|pruner| pruner.should_prune(group.index))
+        {
             morsel.metrics.row_groups_pruned_dynamic_filter.add(1);
             return Ok(None);
         }
@@ -169,7 +190,12 @@ impl State {
         sources.memory_chunks.add(hits);
         sources.memory_bytes.add(group.bytes as usize);
         sources.origin_chunks.add(missing);
-        if missing == 0 { &sources.row_groups_hit } else { &sources.row_groups_mixed }.add(1);
+        if missing == 0 {
+            &sources.row_groups_hit
+        } else {
+            &sources.row_groups_mixed
+        }
+        .add(1);
         let statistics = morsel.context.view.reader().statistics();
         statistics.hit(hits as u64, group.bytes);
         statistics.missed(missing as u64);
@@ -181,12 +207,16 @@ impl State {
                 cached_bytes(&morsel.context.metrics, morsel.context.partition),
             )
         };
-        group.start(&morsel.file, &morsel.needed, &morsel.schema, reader).map(Some)
+        group
+            .start(&morsel.file, &morsel.needed, &morsel.schema, reader)
+            .map(Some)
     }
 
     /// Whether a filter that has tightened meanwhile rules out the whole file.
     fn file_is_done(&mut self) -> Result<bool> {
-        let Some(pruner) = &mut self.morsel.file_pruner else { return Ok(false) };
+        let Some(pruner) = &mut self.morsel.file_pruner else {
+            return Ok(false);
+        };
         if !pruner.should_prune()? {
             return Ok(false);
         }

@@ -24,7 +24,9 @@ fn round_trip(array: &ArrayRef) -> Vec<ArrayRef> {
     validate(bytes.clone(), array.data_type()).unwrap();
     let chunk = ArrowChunk::open(bytes, array.data_type()).unwrap();
     assert_eq!(chunk.rows(), array.len());
-    (0..chunk.blocks()).map(|block| chunk.block(block)).collect()
+    (0..chunk.blocks())
+        .map(|block| chunk.block(block))
+        .collect()
 }
 
 fn assert_round_trip(array: &ArrayRef) {
@@ -53,7 +55,8 @@ fn every_type(values: &[Option<i64>]) -> Vec<ArrayRef> {
             }
             Some(value) => {
                 for i in 0..(value.unsigned_abs() % 4) {
-                    list.values().append_option((i != 2).then_some(string.as_deref()).flatten());
+                    list.values()
+                        .append_option((i != 2).then_some(string.as_deref()).flatten());
                     map.keys().append_value(format!("{i}"));
                     map.values().append_option((i != 1).then_some(*value));
                 }
@@ -84,7 +87,10 @@ fn every_type(values: &[Option<i64>]) -> Vec<ArrayRef> {
         cast(DataType::Boolean),
         cast(DataType::Decimal128(30, 2)),
         cast(DataType::Decimal256(60, 2)),
-        cast(DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))),
+        cast(DataType::Timestamp(
+            TimeUnit::Microsecond,
+            Some("UTC".into()),
+        )),
         arrow::compute::cast(&text, &DataType::Utf8View).unwrap(),
         arrow::compute::cast(&text, &DataType::LargeUtf8).unwrap(),
         arrow::compute::cast(&text, &DataType::BinaryView).unwrap(),
@@ -144,7 +150,10 @@ fn blocks_are_batches_with_memory_of_their_own() {
         (0..20_000).map(|i| format!("a string longer than twelve bytes {i}")),
     ));
     let blocks = round_trip(&long);
-    assert_eq!(blocks.iter().map(|b| b.len()).collect::<Vec<_>>(), [8192, 8192, 3616]);
+    assert_eq!(
+        blocks.iter().map(|b| b.len()).collect::<Vec<_>>(),
+        [8192, 8192, 3616]
+    );
     assert_round_trip(&long);
     let whole = long.get_array_memory_size();
     let parts: usize = blocks.iter().map(|b| b.get_array_memory_size()).sum();
@@ -167,7 +176,11 @@ fn arrays_point_into_the_chunk() {
 fn errors_name_what_was_found_and_expected() {
     let ints: ArrayRef = Arc::new(Int32Array::from(vec![1, 2, 3]));
     let bytes = encode_arrow(std::slice::from_ref(&ints), &DataType::Int32).unwrap();
-    let open = |bytes: &[u8], to: &DataType| ArrowChunk::open(aligned(bytes), to).unwrap_err().to_string();
+    let open = |bytes: &[u8], to: &DataType| {
+        ArrowChunk::open(aligned(bytes), to)
+            .unwrap_err()
+            .to_string()
+    };
     let mut other = bytes.clone();
     other[0] = b'X';
     assert_eq!(
@@ -185,10 +198,17 @@ fn errors_name_what_was_found_and_expected() {
         "corrupt chunk: buffer: found 12, expected at least 24 bytes"
     );
     let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
-    assert!(ArrowChunkWriter::new(dictionary).unwrap_err().to_string().contains("no arrow form"));
+    assert!(
+        ArrowChunkWriter::new(dictionary)
+            .unwrap_err()
+            .to_string()
+            .contains("no arrow form")
+    );
     let shifted = aligned(&[&[0u8; 8], &bytes[..]].concat()).slice(8..);
     assert_eq!(
-        ArrowChunk::open(shifted, &DataType::Int32).unwrap_err().to_string(),
+        ArrowChunk::open(shifted, &DataType::Int32)
+            .unwrap_err()
+            .to_string(),
         "chunk is not aligned: starts 8 bytes past a 64-byte boundary"
     );
 }

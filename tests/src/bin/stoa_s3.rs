@@ -27,7 +27,12 @@ struct Arguments {
     #[arg(long, env = "AWS_ACCESS_KEY_ID", default_value = "stoa-test")]
     access_key: String,
     /// The secret of the access key.
-    #[arg(long, env = "AWS_SECRET_ACCESS_KEY", hide_env_values = true, default_value = "stoa-test-secret")]
+    #[arg(
+        long,
+        env = "AWS_SECRET_ACCESS_KEY",
+        hide_env_values = true,
+        default_value = "stoa-test-secret"
+    )]
     secret_key: String,
     /// A bucket to make; may be repeated.
     #[arg(long = "bucket")]

@@ -22,8 +22,8 @@ use s3s::HttpError;
 use s3s::service::S3Service;
 use serde::Serialize;
 
-use super::faults::FaultRule;
 use super::Shared;
+use super::faults::FaultRule;
 
 /// The admin endpoint in front of the S3 service.
 pub(crate) fn router(shared: Arc<Shared>, service: S3Service) -> Router {

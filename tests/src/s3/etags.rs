@@ -56,7 +56,9 @@ impl Etags {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<std::path::PathBuf, (Stamp, String)>> {
-        self.known.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.known
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 }
 

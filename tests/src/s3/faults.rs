@@ -138,7 +138,9 @@ impl Faults {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<FaultRule>> {
-        self.rules.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.rules
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 }
 
@@ -152,7 +154,11 @@ mod tests {
         faults.set(vec![
             FaultRule::always(Effect::DelayMs(5)),
             FaultRule::always(Effect::DelayMs(2)).on(Kind::Head),
-            FaultRule::always(Effect::Status(503)).on(Kind::Get).key("part-1").after(1).times(2),
+            FaultRule::always(Effect::Status(503))
+                .on(Kind::Get)
+                .key("part-1")
+                .after(1)
+                .times(2),
         ]);
         let get = |key| faults.decide(Kind::Get, key).effect;
         assert_eq!(get("t/part-1"), None);
@@ -160,14 +166,23 @@ mod tests {
         assert_eq!(get("t/part-1"), Some(Effect::Status(503)));
         assert_eq!(get("t/part-1"), Some(Effect::Status(503)));
         assert_eq!(get("t/part-1"), None);
-        assert_eq!(faults.decide(Kind::Head, "x").delay, Duration::from_millis(7));
+        assert_eq!(
+            faults.decide(Kind::Head, "x").delay,
+            Duration::from_millis(7)
+        );
     }
 
     #[test]
     fn the_admin_endpoint_takes_rules_as_json() {
-        let text = r#"[{"kind":"get","times":3,"effect":{"reset_after":100}},{"effect":{"delay_ms":20}}]"#;
+        let text =
+            r#"[{"kind":"get","times":3,"effect":{"reset_after":100}},{"effect":{"delay_ms":20}}]"#;
         let rules: Vec<FaultRule> = serde_json::from_str(text).unwrap();
-        assert_eq!(rules[0], FaultRule::always(Effect::ResetAfter(100)).on(Kind::Get).times(3));
+        assert_eq!(
+            rules[0],
+            FaultRule::always(Effect::ResetAfter(100))
+                .on(Kind::Get)
+                .times(3)
+        );
         assert_eq!(rules[1].effect, Effect::DelayMs(20));
         assert!(serde_json::from_str::<FaultRule>(r#"{"efect":1}"#).is_err());
     }

@@ -123,7 +123,11 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(crate) fn add(&self, access: Access) {
         let mut book = self.lock();
-        book.snapshot.kinds.entry(access.kind).or_default().add(&access);
+        book.snapshot
+            .kinds
+            .entry(access.kind)
+            .or_default()
+            .add(&access);
         let key = format!("{}/{}", access.bucket, access.key);
         let kinds = book.snapshot.keys.entry(key).or_default();
         kinds.entry(access.kind).or_default().add(&access);
@@ -146,7 +150,9 @@ impl Ledger {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.book
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 }
 

@@ -211,7 +211,9 @@ fn body(file: Arc<File>, start: u64, end: u64, cut: Option<u64>) -> StreamingBlo
                 file.read_exact_at(&mut piece, at)?;
                 Ok(Bytes::from(piece))
             });
-            let piece = read.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+            let piece = read
+                .await
+                .unwrap_or_else(|error| Err(std::io::Error::other(error)));
             let after = piece.is_ok().then_some(next);
             Some((piece, after))
         }
@@ -230,7 +232,11 @@ impl S3 for Honest {
         request.access.if_match = input.if_match.is_some();
         let result = async {
             let opened = self.open(&input.bucket, &input.key).await?;
-            check(&opened.etag, input.if_match.as_ref(), input.if_none_match.as_ref())?;
+            check(
+                &opened.etag,
+                input.if_match.as_ref(),
+                input.if_none_match.as_ref(),
+            )?;
             let range = match input.range {
                 Some(range) => range.check(opened.size)?,
                 None => 0..opened.size,
@@ -277,7 +283,11 @@ impl S3 for Honest {
         request.access.if_match = input.if_match.is_some();
         let result = async {
             let opened = self.open(&input.bucket, &input.key).await?;
-            check(&opened.etag, input.if_match.as_ref(), input.if_none_match.as_ref())?;
+            check(
+                &opened.etag,
+                input.if_match.as_ref(),
+                input.if_none_match.as_ref(),
+            )?;
             Ok(S3Response::new(HeadObjectOutput {
                 content_length: Some(opened.size.cast_signed()),
                 accept_ranges: Some("bytes".to_owned()),
@@ -388,7 +398,9 @@ impl S3 for Honest {
         &self,
         req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
-        let request = self.arrive(Kind::Other, &req.input.bucket, &req.input.key).await?;
+        let request = self
+            .arrive(Kind::Other, &req.input.bucket, &req.input.key)
+            .await?;
         request.answer(self.files.create_multipart_upload(req).await)
     }
 
@@ -396,7 +408,9 @@ impl S3 for Honest {
         &self,
         req: S3Request<UploadPartInput>,
     ) -> S3Result<S3Response<UploadPartOutput>> {
-        let request = self.arrive(Kind::Put, &req.input.bucket, &req.input.key).await?;
+        let request = self
+            .arrive(Kind::Put, &req.input.bucket, &req.input.key)
+            .await?;
         request.answer(self.files.upload_part(req).await)
     }
 
@@ -404,7 +418,9 @@ impl S3 for Honest {
         &self,
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
-        let request = self.arrive(Kind::Other, &req.input.bucket, &req.input.key).await?;
+        let request = self
+            .arrive(Kind::Other, &req.input.bucket, &req.input.key)
+            .await?;
         request.answer(self.files.abort_multipart_upload(req).await)
     }
 
@@ -412,7 +428,9 @@ impl S3 for Honest {
         &self,
         req: S3Request<ListPartsInput>,
     ) -> S3Result<S3Response<ListPartsOutput>> {
-        let request = self.arrive(Kind::Other, &req.input.bucket, &req.input.key).await?;
+        let request = self
+            .arrive(Kind::Other, &req.input.bucket, &req.input.key)
+            .await?;
         request.answer(self.files.list_parts(req).await)
     }
 
@@ -420,7 +438,9 @@ impl S3 for Honest {
         &self,
         req: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
-        let request = self.arrive(Kind::Delete, &req.input.bucket, &req.input.key).await?;
+        let request = self
+            .arrive(Kind::Delete, &req.input.bucket, &req.input.key)
+            .await?;
         request.answer(self.files.delete_object(req).await)
     }
 

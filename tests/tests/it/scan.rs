@@ -22,7 +22,10 @@ struct Cache {
 
 impl Cache {
     async fn start() -> Cache {
-        let directory = tempfile::Builder::new().prefix("stoa-test-").tempdir_in("/dev/shm").unwrap();
+        let directory = tempfile::Builder::new()
+            .prefix("stoa-test-")
+            .tempdir_in("/dev/shm")
+            .unwrap();
         let settings = EmbeddedSettings {
             cache_directory: directory.path().join("cache"),
             capacity_bytes: 512 << 20,
@@ -31,7 +34,10 @@ impl Cache {
         };
         let embedded = Embedded::start(settings).await.unwrap();
         assert!(embedded.is_owner());
-        Cache { embedded, _directory: directory }
+        Cache {
+            embedded,
+            _directory: directory,
+        }
     }
 
     /// Loads `columns` of a table of TPC-H, all of them where none is given.
@@ -42,13 +48,19 @@ impl Cache {
         document.columns = columns.map(|names| names.iter().map(|n| (*n).to_owned()).collect());
         document.form = form;
         self.embedded.publish(&document).await.unwrap();
-        self.embedded.wait_loaded(&document, Duration::from_secs(60)).await.unwrap();
+        self.embedded
+            .wait_loaded(&document, Duration::from_secs(60))
+            .await
+            .unwrap();
     }
 
     async fn session(&self, config: SessionConfig) -> SessionContext {
         let session = SessionContext::new_with_config(config);
         self.embedded.stoa().register(&session).await.unwrap();
-        session.sql("set datafusion.catalog.default_schema = 'tpch'").await.unwrap();
+        session
+            .sql("set datafusion.catalog.default_schema = 'tpch'")
+            .await
+            .unwrap();
         session
     }
 }
@@ -57,7 +69,10 @@ async fn stock(config: SessionConfig, tables: &[&str]) -> SessionContext {
     let session = SessionContext::new_with_config(config);
     for table in tables {
         let path = format!("{}/", tpch::data().unwrap().join(table).display());
-        session.register_parquet(*table, path, ParquetReadOptions::default()).await.unwrap();
+        session
+            .register_parquet(*table, path, ParquetReadOptions::default())
+            .await
+            .unwrap();
     }
     session
 }
@@ -67,7 +82,9 @@ async fn rows(session: &SessionContext, sql: &str) -> Vec<RecordBatch> {
 }
 
 async fn answer(session: &SessionContext, sql: &str) -> String {
-    pretty_format_batches(&rows(session, sql).await).unwrap().to_string()
+    pretty_format_batches(&rows(session, sql).await)
+        .unwrap()
+        .to_string()
 }
 
 /// The value of a metric in EXPLAIN ANALYZE, summed over the scans of the plan.
@@ -103,7 +120,11 @@ fn configurations() -> Vec<SessionConfig> {
     let mut pushdown = plain();
     pushdown.options_mut().execution.parquet.pushdown_filters = true;
     let mut strings = plain().with_batch_size(1000);
-    strings.options_mut().execution.parquet.schema_force_view_types = false;
+    strings
+        .options_mut()
+        .execution
+        .parquet
+        .schema_force_view_types = false;
     vec![plain(), pushdown, strings, plain().with_batch_size(20_000)]
 }
 
@@ -133,14 +154,19 @@ async fn answers_are_equal_whatever_is_cached() {
 async fn a_hot_query_sends_the_origin_no_request() {
     let cache = Cache::start().await;
     cache.load("lineitem", None, FormChoice::Auto).await;
-    let session = cache.session(SessionConfig::new().with_target_partitions(2)).await;
+    let session = cache
+        .session(SessionConfig::new().with_target_partitions(2))
+        .await;
     let before = cache.embedded.origin().counters();
     for sql in QUERIES {
         rows(&session, sql).await;
     }
     assert_eq!(cache.embedded.origin().counters(), before);
     assert_eq!(metric(&session, QUERIES[2], "stoa_origin_chunks").await, 0);
-    assert_eq!(metric(&session, QUERIES[2], "stoa_row_groups_missed").await, 0);
+    assert_eq!(
+        metric(&session, QUERIES[2], "stoa_row_groups_missed").await,
+        0
+    );
     assert!(metric(&session, QUERIES[2], "stoa_shared_memory_chunks").await > 0);
     cache.embedded.shutdown().await;
 }
@@ -149,8 +175,16 @@ async fn a_hot_query_sends_the_origin_no_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mixture_reads_only_what_is_missing() {
     let cache = Cache::start().await;
-    cache.load("lineitem", Some(&["l_orderkey", "l_quantity"]), FormChoice::Auto).await;
-    let session = cache.session(SessionConfig::new().with_target_partitions(2)).await;
+    cache
+        .load(
+            "lineitem",
+            Some(&["l_orderkey", "l_quantity"]),
+            FormChoice::Auto,
+        )
+        .await;
+    let session = cache
+        .session(SessionConfig::new().with_target_partitions(2))
+        .await;
     let sql = "select sum(l_quantity), min(l_comment) from lineitem";
     assert!(metric(&session, sql, "stoa_row_groups_mixed").await > 0);
     assert_eq!(metric(&session, sql, "stoa_row_groups_missed").await, 0);
@@ -165,7 +199,9 @@ async fn buffers_of_a_hit_lie_inside_the_mapping() {
     let cache = Cache::start().await;
     cache.load("orders", None, FormChoice::Auto).await;
     let view = cache.embedded.reader().view();
-    let table = view.table(&TableName::new("tpch", "orders").unwrap()).unwrap();
+    let table = view
+        .table(&TableName::new("tpch", "orders").unwrap())
+        .unwrap();
     let file = &table.files()[0];
     let id = view.file_id(file).unwrap();
     let mappings = segment_mappings;
@@ -173,11 +209,21 @@ async fn buffers_of_a_hit_lie_inside_the_mapping() {
     for (position, root) in file.roots().iter().enumerate() {
         let data_type = file.decoded_schema().field(position).data_type();
         let chunk = view.chunk(id, 0, root.first_leaf, data_type).unwrap();
-        let CachedChunk::Arrow(chunk) = chunk else { panic!("{} is not decoded", root.name()) };
-        for buffer in chunk.block(0).to_data().buffers().iter().filter(|b| !b.is_empty()) {
+        let CachedChunk::Arrow(chunk) = chunk else {
+            panic!("{} is not decoded", root.name())
+        };
+        for buffer in chunk
+            .block(0)
+            .to_data()
+            .buffers()
+            .iter()
+            .filter(|b| !b.is_empty())
+        {
             let address = buffer.as_ptr() as usize;
             assert!(
-                mappings().iter().any(|(start, end)| (*start..*end).contains(&address)),
+                mappings()
+                    .iter()
+                    .any(|(start, end)| (*start..*end).contains(&address)),
                 "{}: {address:x} is in no mapped segment",
                 root.name()
             );
@@ -196,7 +242,10 @@ fn segment_mappings() -> Vec<(usize, usize)> {
         .filter_map(|line| {
             let (start, rest) = line.split_once('-')?;
             let end = rest.split(' ').next()?;
-            Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+            Some((
+                usize::from_str_radix(start, 16).ok()?,
+                usize::from_str_radix(end, 16).ok()?,
+            ))
         })
         .collect()
 }
@@ -206,15 +255,23 @@ fn segment_mappings() -> Vec<(usize, usize)> {
 async fn stock_parquet_tables_use_what_is_cached() {
     let cache = Cache::start().await;
     cache.load("orders", None, FormChoice::Auto).await;
-    let session = cache.session(SessionConfig::new().with_target_partitions(2)).await;
+    let session = cache
+        .session(SessionConfig::new().with_target_partitions(2))
+        .await;
     let path = tpch::data().unwrap().join("orders");
-    let create = format!("create external table plain stored as parquet location '{}/'", path.display());
+    let create = format!(
+        "create external table plain stored as parquet location '{}/'",
+        path.display()
+    );
     session.sql(&create).await.unwrap();
     let sql = "select o_orderstatus, count(*), sum(o_totalprice) from plain group by 1 order by 1";
     assert!(metric(&session, sql, "stoa_row_groups_hit").await > 0);
     assert_eq!(metric(&session, sql, "stoa_row_groups_missed").await, 0);
     let cached = answer(&session, sql).await;
-    session.sql("set stoa.cache_parquet_scans = false").await.unwrap();
+    session
+        .sql("set stoa.cache_parquet_scans = false")
+        .await
+        .unwrap();
     assert_eq!(metric(&session, sql, "stoa_row_groups_hit").await, 0);
     assert_eq!(answer(&session, sql).await, cached);
     cache.embedded.shutdown().await;
@@ -227,14 +284,21 @@ async fn stored_as_stoa_publishes_and_loads() {
     let session = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2));
     cache.embedded.stoa().register(&session).await.unwrap();
     let path = tpch::data().unwrap().join("part");
-    let create = format!("create external table part stored as stoa location '{}/'", path.display());
+    let create = format!(
+        "create external table part stored as stoa location '{}/'",
+        path.display()
+    );
     session.sql(&create).await.unwrap();
     let sql = "select count(*), min(p_name), max(p_retailprice) from part where p_size > 10";
     let plain = stock(SessionConfig::new(), &["part"]).await;
     assert_eq!(answer(&session, sql).await, answer(&plain, sql).await);
     let name = TableName::new("public", "part").unwrap();
     let document = LayoutDocument::new(name, LayoutVersion::FIRST, path.display().to_string());
-    cache.embedded.wait_loaded(&document, Duration::from_secs(60)).await.unwrap();
+    cache
+        .embedded
+        .wait_loaded(&document, Duration::from_secs(60))
+        .await
+        .unwrap();
     assert_eq!(answer(&session, sql).await, answer(&plain, sql).await);
     assert_eq!(metric(&session, sql, "stoa_origin_chunks").await, 0);
     let elsewhere = "create external table part stored as stoa location '/nowhere/'";
@@ -246,17 +310,26 @@ async fn stored_as_stoa_publishes_and_loads() {
 /// A cache that is missing, empty or full of rubbish is a miss: the query reads the origin.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_cache_directory_never_fails_a_query() {
-    let directory = tempfile::Builder::new().prefix("stoa-test-").tempdir_in("/dev/shm").unwrap();
+    let directory = tempfile::Builder::new()
+        .prefix("stoa-test-")
+        .tempdir_in("/dev/shm")
+        .unwrap();
     let plain = stock(SessionConfig::new(), &["region"]).await;
     let expected = answer(&plain, "select * from region order by 1").await;
     std::fs::write(directory.path().join("index"), b"not an index at all").unwrap();
-    for place in [directory.path(), Path::new("/dev/shm/stoa-test-that-is-not-there")] {
+    for place in [
+        directory.path(),
+        Path::new("/dev/shm/stoa-test-that-is-not-there"),
+    ] {
         let stoa = stoa_datafusion::Stoa::open(place, stoa_datafusion::Origin::default());
         let session = SessionContext::new();
         stoa.register(&session).await.unwrap();
         let path = tpch::data().unwrap().join("region");
         for (name, stored) in [("region", "parquet"), ("stored", "stoa")] {
-            let create = format!("create external table {name} stored as {stored} location '{}/'", path.display());
+            let create = format!(
+                "create external table {name} stored as {stored} location '{}/'",
+                path.display()
+            );
             session.sql(&create).await.unwrap();
             let sql = format!("select * from {name} order by 1");
             assert_eq!(answer(&session, &sql).await, expected);
@@ -271,9 +344,16 @@ async fn table_functions_show_the_cache() {
     cache.load("nation", None, FormChoice::Auto).await;
     let session = cache.session(SessionConfig::new()).await;
     let tables = answer(&session, "select schema, \"table\", version, rows, chunks = cached_chunks as whole from stoa_tables()").await;
-    assert!(tables.contains("| tpch   | nation | 1       | 25   | true  |"), "{tables}");
+    assert!(
+        tables.contains("| tpch   | nation | 1       | 25   | true  |"),
+        "{tables}"
+    );
     rows(&session, "select * from nation").await;
-    let chunks = rows(&session, "select * from stoa_chunks() where hits > 0 and form = 'arrow'").await;
+    let chunks = rows(
+        &session,
+        "select * from stoa_chunks() where hits > 0 and form = 'arrow'",
+    )
+    .await;
     let chunks: usize = chunks.iter().map(RecordBatch::num_rows).sum();
     assert_eq!(chunks, 4, "one chunk a column, all of them read");
     // A worker tells its state to the metastore now and then, not at every change.
@@ -287,8 +367,15 @@ async fn table_functions_show_the_cache() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(workers.contains("| embedded | ready | true"), "{workers}");
-    let error = session.sql("select * from stoa_tables(1)").await.unwrap_err().to_string();
-    assert!(error.contains("stoa_tables() takes no arguments"), "{error}");
+    let error = session
+        .sql("select * from stoa_tables(1)")
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("stoa_tables() takes no arguments"),
+        "{error}"
+    );
     cache.embedded.shutdown().await;
 }
 

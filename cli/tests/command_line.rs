@@ -1,0 +1,282 @@
+//! The `stoa` binary as scripts see it: output, exit codes, and what one process leaves to the next.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A home of its own, with its cache on tmpfs.
+struct Home {
+    directory: TempDir,
+    shm: TempDir,
+}
+
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Home {
+    fn new() -> Home {
+        let private = |below: &Path| {
+            tempfile::Builder::new()
+                .prefix("stoa-cli-")
+                .permissions(std::fs::Permissions::from_mode(0o700))
+                .tempdir_in(below)
+                .unwrap()
+        };
+        Home {
+            directory: private(&std::env::temp_dir()),
+            shm: private(Path::new("/dev/shm")),
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stoa"));
+        command
+            .args(arguments)
+            // Nothing of the developer's own settings may reach it.
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.directory.path())
+            .env("STOA_CACHE__LOCATION", self.shm.path().join("cache"))
+            .env("STOA_CACHE__SIZE", "256MiB")
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn stoa(&self, arguments: &[&str]) -> Ran {
+        let output = self.command(arguments).output().unwrap();
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let ran = self.stoa(arguments);
+        assert_eq!(ran.code, 0, "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+        ran.stdout
+    }
+
+    fn refused(&self, arguments: &[&str], code: i32) -> String {
+        let ran = self.stoa(arguments);
+        assert_eq!(
+            ran.code, code,
+            "{arguments:?}: {}{}",
+            ran.stdout, ran.stderr
+        );
+        ran.stderr
+    }
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// The demo's promise to scripts, then every command over the tables that it leaves behind.
+#[test]
+fn the_demo_leaves_tables_that_other_processes_use() {
+    let home = Home::new();
+    let report = json(&home.ok(&["demo", "--scale", "0.002", "--iterations", "1", "--json"]));
+    let queries = report["queries"].as_array().unwrap();
+    assert_eq!(queries.len(), 22);
+    assert!(queries.iter().all(|q| q["equal"] == true), "{report}");
+    assert_eq!(report["hot_origin_requests"], 0);
+    assert_eq!(report["hit_rate"], 1.0);
+    for field in [
+        "geomean_ratio",
+        "memory_bytes",
+        "parquet_bytes",
+        "load_seconds",
+    ] {
+        assert!(report[field].as_f64().unwrap() > 0.0, "{field}: {report}");
+    }
+
+    let rows = home.ok(&[
+        "sql",
+        "-q",
+        "--format",
+        "json",
+        "-c",
+        "select count(*) as n from tpch.orders",
+    ]);
+    assert_eq!(json(&rows)[0]["n"], 3000);
+
+    // Nothing runs now, and what lies in memory is shown all the same.
+    let status = json(&home.ok(&["status", "--json"]));
+    assert_eq!(status["problems"].as_array().unwrap().len(), 0, "{status}");
+    let lineitem = |status: &Value| {
+        let tables = status["tables"].as_array().unwrap().clone();
+        let found = tables.into_iter().find(|t| t["table"] == "tpch.lineitem");
+        found.unwrap()
+    };
+    assert_eq!(lineitem(&status)["state"], "in memory");
+    assert!(home.ok(&["cache", "verify"]).contains("all as they were"));
+
+    // Fewer columns are a new version; nothing that is there is fetched again.
+    let location = home.directory.path().join(".local/share/stoa");
+    let location = location.join("tpch-sf0.002/lineitem/");
+    home.ok(&[
+        "layout",
+        "create",
+        "tpch.lineitem",
+        "--location",
+        location.to_str().unwrap(),
+        "--columns",
+        "l_orderkey,l_quantity",
+    ]);
+    let loaded = json(&home.ok(&["load", "tpch.lineitem:2", "--json"]));
+    assert_eq!(loaded["tables"][0]["fetched_chunks"], 0, "{loaded}");
+    assert_eq!(loaded["tables"][0]["kept_chunks"], 8, "{loaded}");
+
+    let stale = home.refused(&["load", "tpch.lineitem:1"], 4);
+    assert!(stale.contains("stale layout version of tpch.lineitem: current is 2"));
+    let unknown = home.refused(&["load", "tpch.linetem"], 4);
+    assert!(
+        unknown.contains("the nearest is tpch.lineitem"),
+        "{unknown}"
+    );
+    let columns = home.refused(
+        &[
+            "layout",
+            "create",
+            "tpch.lineitem",
+            "--location",
+            location.to_str().unwrap(),
+            "--columns",
+            "l_quantty",
+        ],
+        4,
+    );
+    assert!(columns.contains("\"l_quantity\""), "{columns}");
+
+    home.ok(&["unload", "tpch.lineitem"]);
+    let status = json(&home.ok(&["status", "--json"]));
+    assert_eq!(lineitem(&status)["state"], "not loaded");
+    home.ok(&["reset", "--yes", "--files"]);
+    assert_eq!(json(&home.ok(&["layout", "list", "--json"])), json("[]"));
+}
+
+/// A daemon without etcd owns the state; others read its memory, and say what they cannot do.
+#[test]
+fn a_worker_without_etcd_stops_on_sigterm_and_keeps_others_from_its_state() {
+    let home = Home::new();
+    let mut worker = Running(
+        home.command(&["worker"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while home.stoa(&["status"]).stdout.find("is in use").is_none() {
+        assert!(Instant::now() < deadline, "the worker does not start");
+        assert!(worker.0.try_wait().unwrap().is_none(), "the worker ended");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let busy = home.refused(&["load", "a.b"], 5);
+    assert!(busy.contains("another process runs the cache"), "{busy}");
+    home.refused(&["reset", "--yes", "--files"], 5);
+    home.refused(&["status", "--require-ready", "1"], 3);
+    home.ok(&["sql", "-q", "-c", "select * from stoa_tables()"]);
+
+    let pid = nix::unistd::Pid::from_raw(worker.0.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = worker.0.wait().unwrap();
+    assert_eq!(status.code(), Some(0));
+    home.ok(&["status"]);
+    home.ok(&["reset", "--yes", "--files"]);
+}
+
+/// What is wrong is said before anything starts, with the exit code of usage errors.
+#[test]
+fn wrong_settings_are_refused_with_the_nearest_key() {
+    let home = Home::new();
+    let unknown = home.refused(&["status", "--set", "cache.sise=1GiB"], 2);
+    assert!(unknown.contains("the nearest known key is `cache.size`"));
+    let zero = home.refused(&["worker", "--set", "cache.size=0"], 2);
+    assert!(zero.contains("`cache.size` = `0` (flag --set): it must be greater than zero"));
+    let unsafe_place = home.directory.path().join("cache");
+    let set = format!("cache.location={}", unsafe_place.display());
+    let unsafe_directory = home.refused(&["worker", "--set", &set], 2);
+    assert!(
+        unsafe_directory.contains("expected tmpfs"),
+        "{unsafe_directory}"
+    );
+    let alone = home.refused(&["coordinator"], 2);
+    assert!(alone.contains("needs etcd"), "{alone}");
+    let unanswered = home.refused(&["--etcd", "127.0.0.1:1", "status"], 3);
+    assert!(
+        unanswered.contains("is etcd running there?"),
+        "{unanswered}"
+    );
+    let scheme = home.refused(&["layout", "create", "a.b", "--location", "ftp://h/x/"], 2);
+    assert!(scheme.contains("unknown store \"ftp://h\""), "{scheme}");
+    let empty = home.directory.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let empty = home.refused(
+        &[
+            "layout",
+            "create",
+            "a.b",
+            "--location",
+            empty.to_str().unwrap(),
+        ],
+        4,
+    );
+    assert!(empty.contains("no data files at"), "{empty}");
+}
+
+/// A planted secret must not come out anywhere, whatever is printed or logged.
+#[test]
+fn secrets_are_never_printed() {
+    const SECRET: &str = "planted-secret-4711";
+    let home = Home::new();
+    let file = home.directory.path().join("stoa.toml");
+    std::fs::write(
+        &file,
+        format!(
+            "etcd.hosts = \"127.0.0.1:1\"\netcd.user = \"root\"\netcd.password = \"{SECRET}\"\n\
+             etcd.timeout = \"1s\"\n[store.\"s3://b\"]\nendpoint = \"http://127.0.0.1:1\"\n\
+             allow_http = true\naccess_key_id = \"key\"\nsecret_access_key = \"{SECRET}\"\n",
+        ),
+    )
+    .unwrap();
+    for arguments in [
+        &["config", "check"][..],
+        &["config", "check", "--json"],
+        &["--log-level", "trace", "status"],
+        &[
+            "--log-level",
+            "trace",
+            "layout",
+            "size",
+            "--location",
+            "s3://b/x/",
+        ],
+        &["config", "check", "--set", "etcd.password.x=1"],
+    ] {
+        let ran = home.stoa(arguments);
+        let printed = format!("{}{}", ran.stdout, ran.stderr);
+        assert!(!printed.contains(SECRET), "{arguments:?}: {printed}");
+    }
+    let check = home.ok(&["config", "check"]);
+    assert!(check.contains("etcd.password"), "{check}");
+    assert!(check.contains("<redacted>"), "{check}");
+}
+
+/// A child that does not outlive the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
