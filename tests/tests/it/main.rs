@@ -1,2 +1,5 @@
 //! Hazards that cross crates and processes, in one binary: linking DataFusion is what costs.
+
 mod scan;
+mod slt;
+mod spine;
