@@ -39,10 +39,18 @@ impl sqllogictest::AsyncDB for Session {
                 .map(|column| ArrayFormatter::try_new(column.as_ref(), &options))
                 .collect::<Result<Vec<_>, _>>()?;
             for row in 0..batch.num_rows() {
-                rows.push(formatters.iter().map(|f| cell(&f.value(row).to_string())).collect());
+                rows.push(
+                    formatters
+                        .iter()
+                        .map(|f| cell(&f.value(row).to_string()))
+                        .collect(),
+                );
             }
         }
-        Ok(DBOutput::Rows { types: vec![DefaultColumnType::Any; columns], rows })
+        Ok(DBOutput::Rows {
+            types: vec![DefaultColumnType::Any; columns],
+            rows,
+        })
     }
 
     async fn shutdown(&mut self) {}
@@ -70,15 +78,24 @@ impl Tables {
     fn write() -> Tables {
         let directory = tempfile::tempdir().unwrap();
         let edges = edges::write(directory.path()).unwrap();
-        Tables { _directory: directory, edges }
+        Tables {
+            _directory: directory,
+            edges,
+        }
     }
 
     /// Name, directory and partition columns of every table.
     fn all(&self) -> Vec<(String, PathBuf, Vec<String>)> {
         let data = tpch::data().unwrap();
-        let tpch = tpch::TABLES.iter().map(|t| (t.name.to_owned(), data.join(t.name), vec![]));
+        let tpch = tpch::TABLES
+            .iter()
+            .map(|t| (t.name.to_owned(), data.join(t.name), vec![]));
         let edges = self.edges.iter().map(|t| {
-            let partitions = t.partition_columns.iter().map(|(name, _)| name.clone()).collect();
+            let partitions = t
+                .partition_columns
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect();
             (format!("edge_{}", t.name), t.directory.clone(), partitions)
         });
         tpch.chain(edges).collect()
@@ -88,13 +105,19 @@ impl Tables {
         let session = SessionContext::new_with_config(config());
         for (name, directory, _) in self.all() {
             let path = format!("{}/", directory.display());
-            let edge = self.edges.iter().find(|t| format!("edge_{}", t.name) == name);
+            let edge = self
+                .edges
+                .iter()
+                .find(|t| format!("edge_{}", t.name) == name);
             let mut options = ParquetReadOptions::default();
             if let Some(edge) = edge {
                 options.schema = Some(&edge.schema);
                 options = options.table_partition_cols(edge.partition_columns.clone());
             }
-            session.register_parquet(&name, path, options).await.unwrap();
+            session
+                .register_parquet(&name, path, options)
+                .await
+                .unwrap();
         }
         session
     }
@@ -112,7 +135,10 @@ struct Cache {
 
 impl Cache {
     async fn start() -> Cache {
-        let directory = tempfile::Builder::new().prefix("stoa-test-").tempdir_in("/dev/shm").unwrap();
+        let directory = tempfile::Builder::new()
+            .prefix("stoa-test-")
+            .tempdir_in("/dev/shm")
+            .unwrap();
         let settings = EmbeddedSettings {
             cache_directory: directory.path().join("cache"),
             capacity_bytes: 512 << 20,
@@ -120,7 +146,10 @@ impl Cache {
             ..EmbeddedSettings::default()
         };
         let embedded = Arc::new(Embedded::start(settings).await.unwrap());
-        Cache { embedded, _directory: directory }
+        Cache {
+            embedded,
+            _directory: directory,
+        }
     }
 
     async fn load(&self, tables: &Tables, version: u64, change: impl Fn(&mut LayoutDocument)) {
@@ -136,7 +165,10 @@ impl Cache {
             documents.push(document);
         }
         for document in &documents {
-            self.embedded.wait_loaded(document, Duration::from_secs(120)).await.unwrap();
+            self.embedded
+                .wait_loaded(document, Duration::from_secs(120))
+                .await
+                .unwrap();
         }
     }
 
@@ -213,9 +245,13 @@ async fn the_cache_on_and_off_gives_the_expected_answers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_half_loaded_cache_gives_the_expected_answers() {
     let (tables, cache) = (Tables::write(), Cache::start().await);
-    cache.load(&tables, 1, |document| document.first_columns = Some(3)).await;
+    cache
+        .load(&tables, 1, |document| document.first_columns = Some(3))
+        .await;
     check(&cache.session().await, "half loaded").await;
-    cache.load(&tables, 2, |document| document.form = FormChoice::Parquet).await;
+    cache
+        .load(&tables, 2, |document| document.form = FormChoice::Parquet)
+        .await;
     check(&cache.session().await, "in the parquet form").await;
 }
 
@@ -232,7 +268,9 @@ async fn a_cache_that_is_being_replaced_gives_the_expected_answers() {
             while !done.load(Ordering::Relaxed) {
                 version += 1;
                 let columns = [1, 4, 2, 16][version as usize % 4];
-                cache.load(&tables, version, |d| d.first_columns = Some(columns)).await;
+                cache
+                    .load(&tables, version, |d| d.first_columns = Some(columns))
+                    .await;
             }
             version
         })
