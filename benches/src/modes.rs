@@ -180,7 +180,10 @@ impl Running {
     /// Stops what the mode runs, and removes what it loaded.
     pub async fn stop(self) {
         if let Some(embedded) = self.embedded {
+            let directory = embedded.reader().directory().to_path_buf();
             embedded.shutdown().await;
+            // Before the directory goes, whose name they bear.
+            let _ = stoa_shm::AccessCounters::remove(directory);
         }
     }
 }

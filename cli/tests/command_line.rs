@@ -20,6 +20,13 @@ struct Ran {
     stderr: String,
 }
 
+impl Drop for Home {
+    fn drop(&mut self) {
+        // The counters of a cache lie beside its directory, and are named after it.
+        let _ = stoa_shm::AccessCounters::remove(self.shm.path().join("cache"));
+    }
+}
+
 impl Home {
     fn new() -> Home {
         let private = |below: &Path| {

@@ -250,24 +250,55 @@ async fn users_and_passwords_are_asked_for() {
     }
 }
 
-/// The files in `tests/tls`: an authority (its key was thrown away), a server for 127.0.0.1, a
-/// client, and the certificate of a stranger. Valid from 2020 to 2120.
-fn tls_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/tls")
-        .join(name)
+/// Makes an authority, a server for this host and a client of its own, and the certificate of an
+/// authority that is a stranger to both. Their keys are as young as the test.
+fn certificates(dir: &Path) -> (TlsFiles, PathBuf) {
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
+
+    let write = |name: &str, text: String| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let authority = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let path = write(name, params.self_signed(&key).unwrap().pem());
+        (Issuer::new(params, key), path)
+    };
+    let (issuer, ca) = authority("ca.pem");
+    let (_, stranger) = authority("stranger.pem");
+    let issue = |name: &str, purpose: ExtendedKeyUsagePurpose| {
+        let key = KeyPair::generate().unwrap();
+        let hosts = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.extended_key_usages = vec![purpose, ExtendedKeyUsagePurpose::ClientAuth];
+        let signed = params.signed_by(&key, &issuer).unwrap();
+        (
+            write(&format!("{name}.pem"), signed.pem()),
+            write(&format!("{name}-key.pem"), key.serialize_pem()),
+        )
+    };
+    let (server_cert, server_key) = issue("server", ExtendedKeyUsagePurpose::ServerAuth);
+    let (client_cert, client_key) = issue("client", ExtendedKeyUsagePurpose::ClientAuth);
+    let files = TlsFiles {
+        ca,
+        server_cert,
+        server_key,
+        client_cert,
+        client_key,
+    };
+    (files, stranger)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_is_spoken_and_strangers_are_not_trusted() {
     let dir = tempfile::tempdir().unwrap();
-    let files = TlsFiles {
-        ca: tls_file("ca.pem"),
-        server_cert: tls_file("server.pem"),
-        server_key: tls_file("server-key.pem"),
-        client_cert: tls_file("client.pem"),
-        client_key: tls_file("client-key.pem"),
-    };
+    let keys = tempfile::tempdir().unwrap();
+    let (files, stranger) = certificates(keys.path());
     let server = EtcdServer::start_tls(dir.path(), files).await;
     let store = server.connect().await;
     put(&store, "k", "v").await;
@@ -286,7 +317,7 @@ async fn tls_is_spoken_and_strangers_are_not_trusted() {
         (
             "a server of an unknown authority",
             EtcdSettings {
-                ca_file: Some(tls_file("stranger.pem")),
+                ca_file: Some(stranger),
                 ..good()
             },
         ),

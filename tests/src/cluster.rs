@@ -75,6 +75,18 @@ pub struct Cluster {
     shm: TempDir,
 }
 
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for process in self.processes() {
+            process.kill();
+        }
+        // The counters of a cache lie beside its directory, and are named after it.
+        for node in &self.nodes {
+            let _ = stoa_shm::AccessCounters::remove(&node.cache);
+        }
+    }
+}
+
 /// What a command wrote, and how it ended.
 #[derive(Clone, Debug)]
 pub struct Ran {

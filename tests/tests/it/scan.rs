@@ -17,7 +17,14 @@ use stoa_tests::tpch;
 /// A cache of its own, with some tables of TPC-H in it.
 struct Cache {
     embedded: Embedded,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // The counters of a cache lie beside its directory, and are named after it.
+        let _ = stoa_shm::AccessCounters::remove(self.directory.path().join("cache"));
+    }
 }
 
 impl Cache {
@@ -36,7 +43,7 @@ impl Cache {
         assert!(embedded.is_owner());
         Cache {
             embedded,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -386,7 +393,7 @@ async fn a_second_reader_finds_what_the_first_loaded() {
     cache.load("customer", None, FormChoice::Auto).await;
     let directory = cache.embedded.reader().view().snapshot().generation();
     assert!(directory > 0);
-    let path = cache._directory.path().join("cache");
+    let path = cache.directory.path().join("cache");
     let other = stoa_datafusion::Stoa::open(&path, stoa_datafusion::Origin::default());
     let session = SessionContext::new();
     other.register(&session).await.unwrap();

@@ -130,7 +130,14 @@ fn config() -> SessionConfig {
 /// A cache with all tables laid out in schema `public`.
 struct Cache {
     embedded: Arc<Embedded>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // The counters of a cache lie beside its directory, and are named after it.
+        let _ = stoa_shm::AccessCounters::remove(self.directory.path().join("cache"));
+    }
 }
 
 impl Cache {
@@ -148,7 +155,7 @@ impl Cache {
         let embedded = Arc::new(Embedded::start(settings).await.unwrap());
         Cache {
             embedded,
-            _directory: directory,
+            directory,
         }
     }
 
