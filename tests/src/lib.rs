@@ -14,6 +14,7 @@ pub mod etcd;
 pub mod http;
 pub mod process;
 pub mod s3;
+pub mod scratch;
 pub mod tpch;
 pub mod wait;
 

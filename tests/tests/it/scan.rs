@@ -12,29 +12,20 @@ use datafusion::prelude::ParquetReadOptions;
 use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{FormChoice, LayoutDocument, LayoutVersion, TableName};
 use stoa_reader::CachedChunk;
+use stoa_tests::scratch::CacheDirectory;
 use stoa_tests::tpch;
 
 /// A cache of its own, with some tables of TPC-H in it.
 struct Cache {
     embedded: Embedded,
-    directory: tempfile::TempDir,
-}
-
-impl Drop for Cache {
-    fn drop(&mut self) {
-        // The counters of a cache lie beside its directory, and are named after it.
-        let _ = stoa_shm::AccessCounters::remove(self.directory.path().join("cache"));
-    }
+    directory: CacheDirectory,
 }
 
 impl Cache {
     async fn start() -> Cache {
-        let directory = tempfile::Builder::new()
-            .prefix("stoa-test-")
-            .tempdir_in("/dev/shm")
-            .unwrap();
+        let directory = CacheDirectory::new().unwrap();
         let settings = EmbeddedSettings {
-            cache_directory: directory.path().join("cache"),
+            cache_directory: directory.path(),
             capacity_bytes: 512 << 20,
             freshness: None,
             ..EmbeddedSettings::default()
@@ -393,7 +384,7 @@ async fn a_second_reader_finds_what_the_first_loaded() {
     cache.load("customer", None, FormChoice::Auto).await;
     let directory = cache.embedded.reader().view().snapshot().generation();
     assert!(directory > 0);
-    let path = cache.directory.path().join("cache");
+    let path = cache.directory.path();
     let other = stoa_datafusion::Stoa::open(&path, stoa_datafusion::Origin::default());
     let session = SessionContext::new();
     other.register(&session).await.unwrap();

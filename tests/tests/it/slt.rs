@@ -13,6 +13,7 @@ use sqllogictest::{DBOutput, DefaultColumnType, Runner, strict_column_validator}
 use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{FormChoice, LayoutDocument, LayoutVersion, TableName};
 use stoa_tests::edges::{self, EdgeTable};
+use stoa_tests::scratch::CacheDirectory;
 use stoa_tests::tpch;
 
 /// A session as sqllogictest sees it.
@@ -130,24 +131,14 @@ fn config() -> SessionConfig {
 /// A cache with all tables laid out in schema `public`.
 struct Cache {
     embedded: Arc<Embedded>,
-    directory: tempfile::TempDir,
-}
-
-impl Drop for Cache {
-    fn drop(&mut self) {
-        // The counters of a cache lie beside its directory, and are named after it.
-        let _ = stoa_shm::AccessCounters::remove(self.directory.path().join("cache"));
-    }
+    _directory: CacheDirectory,
 }
 
 impl Cache {
     async fn start() -> Cache {
-        let directory = tempfile::Builder::new()
-            .prefix("stoa-test-")
-            .tempdir_in("/dev/shm")
-            .unwrap();
+        let directory = CacheDirectory::new().unwrap();
         let settings = EmbeddedSettings {
-            cache_directory: directory.path().join("cache"),
+            cache_directory: directory.path(),
             capacity_bytes: 512 << 20,
             freshness: None,
             ..EmbeddedSettings::default()
@@ -155,7 +146,7 @@ impl Cache {
         let embedded = Arc::new(Embedded::start(settings).await.unwrap());
         Cache {
             embedded,
-            directory,
+            _directory: directory,
         }
     }
 

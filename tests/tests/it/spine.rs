@@ -241,7 +241,7 @@ fn twelve_versions_of_two_tables_converge_to_the_last() {
             .map(|t| t.chunks_done)
             .sum();
         assert!(
-            done > 0 && done % 6 == 0,
+            done > 0 && done.is_multiple_of(6),
             "{table}: {done} chunks of 6 columns"
         );
     }
