@@ -10,6 +10,7 @@ use stoa_layout::{LayoutDocument, TableCatalog, TableName};
 use stoa_metastore::Records;
 use stoa_reader::Reader;
 
+use crate::clock::now_unix_ms;
 use crate::table::{StoaTable, TablePlans};
 
 /// Where tables are found: the shared memory first; the metastore, where the process has it, for
@@ -83,9 +84,7 @@ impl Tables {
         };
         let document: LayoutDocument =
             serde_json::from_str(&document).map_err(|error| external(Box::new(error)))?;
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64);
+        let now = now_unix_ms();
         let catalog = TableCatalog::load(self.reader.origin(), &document, now)
             .await
             .map_err(|error| external(Box::new(error)))?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use stoa_cache_manager::{Worker, WorkerHandle, WorkerSettings};
 use stoa_coordinator::{Coordinator, CoordinatorHandle, CoordinatorListeners, CoordinatorSettings};
@@ -14,6 +14,7 @@ use stoa_shm::CacheDir;
 use tokio::sync::watch;
 
 use crate::Stoa;
+use crate::clock::now_unix_ms;
 
 /// How to run the cache inside a process.
 #[derive(Clone, Debug)]
@@ -281,9 +282,7 @@ impl Publisher {
     ) -> Result<TableCatalog, EmbeddedError> {
         let mut document = LayoutDocument::new(name.clone(), LayoutVersion::FIRST, location);
         document.partition_columns = partition_columns.to_vec();
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_millis() as u64);
+        let now = now_unix_ms();
         let catalog = TableCatalog::load(&self.origin, &document, now).await?;
         match &self.records {
             Some(records) => {

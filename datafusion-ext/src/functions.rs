@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -14,6 +13,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use stoa_reader::TableFile;
 
 use crate::catalog::Tables;
+use crate::clock::now_unix_ms;
 
 /// What a system table shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,9 +166,7 @@ fn table_rows(tables: &Tables) -> Vec<ArrayRef> {
         numbers: [u64; 7],
         age: f64,
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64);
+    let now = now_unix_ms();
     let view = tables.reader.view();
     let looks = stoa_cache_manager::looks(tables.reader.directory());
     let mut sorted: Vec<_> = view.tables().collect();

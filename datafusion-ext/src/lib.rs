@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod clock;
 mod embedded;
 mod factory;
 mod functions;

@@ -29,6 +29,7 @@ use stoa_origin::ObjectTag;
 use stoa_reader::{Reader, Table, TableFile, View};
 
 use crate::StoaOptions;
+use crate::clock::now_unix_ms;
 use crate::scan::StoaSource;
 
 /// A table of the cache: queries neither list nor look, unless the cache does not cover them.
@@ -99,9 +100,7 @@ impl StoaTable {
         if !check || current.covered(view, columns) {
             return Ok(current);
         }
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64);
+        let now = now_unix_ms();
         match current
             .table
             .catalog()
