@@ -80,9 +80,11 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Reads plan, layout and catalog. `known` is the table's catalog so far: of the same version
-    /// it is taken as it is, of another version its footers are used again where files are the
-    /// same.
+    /// Reads plan, layout and catalog. `known` is the table's catalog so far: of the same layout
+    /// it is taken as it is, of another its footers are used again where files are the same.
+    ///
+    /// The same version is not enough: a directory may outlive the metastore that filled it, and
+    /// then version 1 is somebody else's.
     pub(crate) async fn resolve(
         &self,
         pointer: &CacheVersion,
@@ -107,15 +109,13 @@ impl Sources {
             .map_err(|error| error.to_string())?
             .unwrap_or_default();
         let planned = Arc::new(PlannedChunks::parse(&plan)?);
+        let document = self.document(pointer, target).await?;
         let catalog = match known {
-            Some(known) if known.version.get() == target.version => known,
-            known => {
-                let document = self.document(pointer, target).await?;
-                Arc::new(
-                    self.catalog(document, known.as_deref(), now_unix_ms)
-                        .await?,
-                )
-            }
+            Some(known) if known.layout == document => known,
+            known => Arc::new(
+                self.catalog(document, known.as_deref(), now_unix_ms)
+                    .await?,
+            ),
         };
         resolved_with(target, planned, catalog).await
     }

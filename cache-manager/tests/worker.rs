@@ -104,6 +104,34 @@ async fn a_restarted_worker_keeps_everything_without_a_request() {
     worker.shutdown().await;
 }
 
+/// The directory outlives the metastore that filled it. In the new one version 1 of the table is
+/// another: what lies there under the same name and version must not be taken for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_filled_for_another_metastore_is_loaded_anew() {
+    let mut world = World::with_table(2).await;
+    let worker = world.start(world.settings(CAPACITY)).await;
+    let version = world.load(1, &["number", "word"]).await;
+    ready(&worker, &version).await;
+    worker.shutdown().await;
+
+    world.forget_metastore().await;
+    let file = parquet(&batch(7, ROWS), ROW_GROUP);
+    world.put("elsewhere/7.parquet", file).await;
+    let elsewhere = LOCATION.replace("numbers", "elsewhere");
+    let catalog = world
+        .publish_layout(TABLE, &elsewhere, 1, &["number"])
+        .await;
+    let version = world.plan(&catalog, |_| true).await;
+    let worker = world.start(world.settings(CAPACITY)).await;
+    let state = ready(&worker, &version).await;
+    assert_eq!((state.kept_chunks, state.fetched_chunks), (0, 2));
+    let view = world.reader().view();
+    let table = view.tables().next().unwrap();
+    assert_eq!(table.catalog().location, elsewhere);
+    assert_eq!(table.files().len(), 1);
+    worker.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_dies_in_a_load_goes_on_where_it_was() {
     let mut world = World::with_table(4).await;

@@ -216,6 +216,19 @@ impl World {
         }
     }
 
+    /// Another metastore, which knows nothing of what was loaded before.
+    pub(crate) async fn forget_metastore(&mut self) {
+        self.records = Records::new(Arc::new(EmbeddedMetastore::in_memory()));
+        let ttl = Duration::from_secs(600);
+        self.leadership = self
+            .records
+            .try_campaign("test", ttl)
+            .await
+            .unwrap()
+            .unwrap();
+        self.plan = 0;
+    }
+
     /// A world with a table of `files` files of two row groups each.
     pub(crate) async fn with_table(files: i64) -> World {
         let world = World::new().await;
