@@ -18,6 +18,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// made for `stoa sql` holds for `stoa worker` too.
 const EMBEDDED_WORKER: &str = "embedded";
 
+/// How long, and how often, a daemon that starts asks for an embedded state that is in use.
+const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 /// Runs a worker; without etcd the coordinator too, in the same process.
 pub async fn worker(context: &Context) -> Result<()> {
     let mut stop = Stop::new()?;
@@ -89,6 +93,7 @@ pub async fn coordinator(context: &Context) -> Result<()> {
 /// The records; a daemon waits for an etcd that is not up yet. `None` when told to stop meanwhile.
 async fn connect(context: &Context, stop: &mut Stop) -> Result<Option<Records>> {
     let mut wait = RETRY.0;
+    let started = std::time::Instant::now();
     loop {
         let reached = async {
             let records = context.records().await?;
@@ -98,6 +103,11 @@ async fn connect(context: &Context, stop: &mut Stop) -> Result<Option<Records>> 
         let error = match reached.await {
             Ok(records) => return Ok(Some(records)),
             Err(Error::NotReady(reason)) => reason,
+            // A command such as `stoa status` owns the embedded state for a moment.
+            Err(Error::Busy(_)) if started.elapsed() < BUSY_PATIENCE => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                continue;
+            }
             Err(error) => return Err(error),
         };
         tracing::warn!(reason = error, "waiting for the metastore");

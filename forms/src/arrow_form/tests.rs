@@ -195,7 +195,7 @@ fn errors_name_what_was_found_and_expected() {
     );
     assert_eq!(
         open(&bytes, &DataType::Int64),
-        "corrupt chunk: buffer: found 12, expected at least 24 bytes"
+        "corrupt chunk: buffer: found 12, expected 24 bytes"
     );
     let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
     assert!(
