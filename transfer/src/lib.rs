@@ -1,0 +1,1 @@
+//! Remotely readable memory: batches of reads between hosts over TCP or RDMA.
