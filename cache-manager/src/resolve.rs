@@ -65,6 +65,8 @@ pub(crate) struct Resolved {
     pub(crate) wants: Arc<Vec<Want>>,
     /// Planned chunks that the files do not have, and one of the reasons.
     pub(crate) missing: Option<(u64, String)>,
+    /// Names the catalog's files; empty when the table is to be dropped.
+    pub(crate) files: String,
     /// Whether the plan was made for other files than the catalog has: one of them is out of date.
     pub(crate) differs: bool,
 }
@@ -99,6 +101,7 @@ impl Sources {
                 catalog: None,
                 wants: Arc::default(),
                 missing: None,
+                files: String::new(),
                 differs: false,
             });
         }
@@ -211,7 +214,13 @@ pub(crate) async fn resolved_with(
     catalog: Arc<TableCatalog>,
 ) -> Result<Resolved, String> {
     let (of_plan, of_catalog) = (Arc::clone(&planned), Arc::clone(&catalog));
-    let (wants, missing) = tokio::task::spawn_blocking(move || find_chunks(&of_plan, &of_catalog))
+    let match_up = move || {
+        (
+            find_chunks(&of_plan, &of_catalog),
+            of_catalog.files_digest(),
+        )
+    };
+    let ((wants, missing), files) = tokio::task::spawn_blocking(match_up)
         .await
         .map_err(|panic| format!("the plan cannot be matched with the files: {panic}"))?;
     let known: HashSet<&ObjectIdentity> = catalog.files.iter().map(|file| &file.identity).collect();
@@ -223,6 +232,7 @@ pub(crate) async fn resolved_with(
         catalog,
         wants: Arc::new(wants),
         missing,
+        files,
         differs,
     })
 }

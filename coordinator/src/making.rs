@@ -61,6 +61,7 @@ impl Term<'_> {
             left_out_bytes: 0,
             room_bytes: self.room_for(table),
             correction: self.memory.table(table).correction(),
+            files: sized.files_digest().to_owned(),
         };
         self.memory.planned(table, version, basis, None);
         Ok(())
@@ -160,6 +161,7 @@ impl Term<'_> {
                         .first()
                         .map_or(String::new(), |(_, reason)| reason.to_string()),
                     correction,
+                    files: sized.files_digest().to_owned(),
                     ..Basis::default()
                 };
                 (made, basis, plans)
@@ -174,8 +176,13 @@ impl Term<'_> {
             room_bytes: self.room_for(table),
             ..basis
         };
+        // One that workers have overtaken has to be written again, under a later number.
+        let overtaken = matches!(why, Why::Overtaken(_));
         let same = in_force.as_ref().filter(|pointer| {
-            !pointer.unloaded && pointer.version().ok() == Some(version) && *parts == plans
+            !overtaken
+                && !pointer.unloaded
+                && pointer.version().ok() == Some(version)
+                && *parts == plans
         });
         if let Some(pointer) = same {
             tracing::debug!(table, version, %why, "the plan in force is still the best");

@@ -18,6 +18,8 @@ pub(crate) struct SizedTable {
     groups: Vec<u64>,
     /// Files that cannot be cached, and why, for people.
     rejected: Option<String>,
+    /// Names the files, readable or not.
+    digest: String,
 }
 
 impl SizedTable {
@@ -56,12 +58,18 @@ impl SizedTable {
             chunks,
             groups,
             rejected: describe_rejected(catalog),
+            digest: catalog.files_digest(),
         })
     }
 
     /// The files that cannot be cached, in words.
     pub(crate) fn rejected(&self) -> Option<&str> {
         self.rejected.as_deref()
+    }
+
+    /// Names the files that were seen, readable or not.
+    pub(crate) fn files_digest(&self) -> &str {
+        &self.digest
     }
 
     /// How many chunks are wanted.
