@@ -347,11 +347,17 @@ fn column_is_cached(view: &View, file: &TableFile, name: &str) -> bool {
     let Some(root) = file.roots().iter().find(|root| root.name() == name) else {
         return true;
     };
+    let column = root.first_leaf;
+    let groups = file.metadata().row_groups().iter().enumerate();
+    // Without rows there is nothing to cache, nor to read; the index may not know such a file.
+    let mut groups = groups.filter(|(_, group)| group.num_rows() > 0).peekable();
+    if groups.peek().is_none() {
+        return true;
+    }
     let Some(id) = view.file_id(file) else {
         return false;
     };
-    let column = root.first_leaf;
-    (0..file.metadata().num_row_groups()).all(|group| view.has(id, group as u32, column))
+    groups.all(|(group, _)| view.has(id, group as u32, column))
 }
 
 fn partitioned_file(
