@@ -10,6 +10,7 @@
 //!   its completion was polled or the queue pair is gone. Only the last share becomes [`Received`].
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
 use std::fs::OpenOptions;
@@ -23,6 +24,8 @@ use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rdma_sys as sys;
 use socket2::SockAddr;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::segment::Segment;
 
@@ -102,6 +105,20 @@ pub(super) fn devices() -> Vec<String> {
     names
 }
 
+/// Tells when a channel's descriptor has something to read.
+///
+/// # Safety
+/// The descriptor must stay open, and the same, while `channel` lives.
+unsafe fn watch<T: AsRawFd>(call: &'static str, channel: T) -> Result<AsyncFd<T>> {
+    // SAFETY: the caller's promise is what is asked for.
+    unsafe { AsyncFd::register_with_interest(channel, Interest::READABLE) }.map_err(|error| {
+        VerbsError {
+            call,
+            source: error.into(),
+        }
+    })
+}
+
 /// Makes reads of a descriptor return instead of waiting.
 fn set_nonblocking(fd: RawFd) -> Result<()> {
     // SAFETY: the caller's channel keeps the descriptor open for the time of this call.
@@ -139,6 +156,15 @@ impl EventChannel {
         };
         set_nonblocking(channel.as_raw_fd())?;
         Ok(Arc::new(channel))
+    }
+
+    /// The channel, and when it has events.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    pub(super) fn watch(self: Arc<Self>) -> Result<AsyncFd<Arc<Self>>> {
+        // SAFETY: the descriptor is closed when the last share of the channel is dropped.
+        unsafe { watch("watching the connection manager", self) }
     }
 
     /// The next event, if there is one now.
@@ -179,7 +205,7 @@ impl EventChannel {
         let incoming = match (kind, NonNull::new(id)) {
             (EventKind::ConnectRequest, Some(raw)) => Some(Arc::new(CmId {
                 raw,
-                channel: Arc::clone(self),
+                _channel: Arc::clone(self),
             })),
             _ => None,
         };
@@ -300,7 +326,8 @@ impl Event {
 #[derive(Debug)]
 pub(super) struct CmId {
     raw: NonNull<sys::rdma_cm_id>,
-    channel: Arc<EventChannel>,
+    /// Where its events arrive; it outlives them.
+    _channel: Arc<EventChannel>,
 }
 
 // SAFETY: librdmacm may be called from any thread, and at the same time, as long as an id is not
@@ -325,13 +352,8 @@ impl CmId {
         check("rdma_create_id", result)?;
         Ok(Self {
             raw: NonNull::new(raw).ok_or_else(|| last("rdma_create_id"))?,
-            channel: Arc::clone(channel),
+            _channel: Arc::clone(channel),
         })
-    }
-
-    /// Where its events arrive.
-    pub(super) fn channel(&self) -> &Arc<EventChannel> {
-        &self.channel
     }
 
     /// What events call it.
@@ -642,13 +664,19 @@ fn is_fault(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub(super) struct Region {
     registration: Registration,
-    /// Dropped last: the memory outlives its registration.
+    /// The memory outlives its registration: fields are dropped in this order.
     map: MmapRaw,
+    /// Dropped when the memory is gone.
+    _guard: Box<dyn Any + Send + Sync>,
 }
 
 impl Region {
-    /// `bytes` of memory, zero at first.
-    pub(super) fn new(domain: &Arc<ProtectionDomain>, bytes: usize) -> Result<Arc<Self>> {
+    /// `bytes` of memory, zero at first. `guard` is dropped when it is gone.
+    pub(super) fn new(
+        domain: &Arc<ProtectionDomain>,
+        bytes: usize,
+        guard: Box<dyn Any + Send + Sync>,
+    ) -> Result<Arc<Self>> {
         let map = MmapMut::map_anon(bytes).map_err(|source| VerbsError {
             call: "mmap",
             source,
@@ -659,7 +687,11 @@ impl Region {
             map.len(),
             sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
         )?;
-        Ok(Arc::new(Self { registration, map }))
+        Ok(Arc::new(Self {
+            registration,
+            map,
+            _guard: guard,
+        }))
     }
 
     /// Cuts the region into places of `bytes`. It is done once, with a region that nobody else has.
@@ -793,6 +825,15 @@ impl CompletionQueue {
         set_nonblocking(queue.as_raw_fd())?;
         queue.arm()?;
         Ok(Arc::new(queue))
+    }
+
+    /// The queue, and when it has completions.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    pub(super) fn watch(self: Arc<Self>) -> Result<AsyncFd<Arc<Self>>> {
+        // SAFETY: the descriptor is closed when the last share of the queue is dropped.
+        unsafe { watch("watching completions", self) }
     }
 
     /// Asks to be told of the next completion. Completions before that are polled, not told.
