@@ -55,7 +55,7 @@ vm_prepare() {
     rm -rf -- "$VM_BASE"
     mkdir -p -- "$VM_BASE/kernel" "$VM_BASE/tools" "$VM_CACHE/packages-$image"
     (
-        cd -- "$VM_CACHE/packages-$image"
+        cd -- "$VM_CACHE/packages-$image" || exit
         apt-get -o APT::Sandbox::User=root download "$image" "${VM_PACKAGES[@]}" >/dev/null
     )
     local package
@@ -68,7 +68,7 @@ vm_prepare() {
     vm_unpack_kernel "$VM_BASE"/kernel/boot/vmlinuz-* "$VM_BASE/vmlinux"
     vm_make_root "$VM_BASE/root"
     (
-        cd -- "$VM_BASE/root"
+        cd -- "$VM_BASE/root" || exit
         # Not compressed: the guest is slow, the host's page cache is not.
         find . | "$VM_BASE/tools/bin/busybox" cpio -o -H newc 2>/dev/null >"$VM_BASE/root.cpio"
     )
@@ -114,6 +114,7 @@ vm_make_root() {
     # Providers are found by name at run time: no program needs them in the linker's sense.
     cp -- "$tools/$VM_LIBRARIES"/libibverbs/librxe-*.so "$root/$VM_LIBRARIES/libibverbs/"
     cp -r -- "$tools/etc/libibverbs.d" "$root/etc/"
+    printf '%s\n' 'root:x:0:0::/:/bin/sh' 'nobody:x:65534:65534::/tmp:/bin/sh' >"$root/etc/passwd"
     cp -L -- "$tools/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$root/lib64/"
     vm_copy_libraries "$root" "$root"/usr/bin/* "$root/$VM_LIBRARIES"/libibverbs/*
     # What the programs under test need.
@@ -191,7 +192,7 @@ vm_image() {
         done
     done
     (
-        cd -- "$overlay"
+        cd -- "$overlay" || exit
         # Several archives after each other are one root to the kernel.
         cat "$VM_BASE/root.cpio"
         find test | "$VM_BASE/tools/bin/busybox" cpio -o -H newc 2>/dev/null
@@ -235,22 +236,26 @@ vm_run() {
     return "$status"
 }
 
-# vm_run_pair SCRIPT FILE...: two guests joined by a virtual wire; SCRIPT runs in both, with NODE 1
+# vm_run_pair SCRIPT FILE...: two guests joined by two virtual wires; SCRIPT runs in both, with NODE 1
 # and 2. Returns the larger of the two statuses.
 vm_run_pair() {
-    local work node peer status=0 nodes=()
+    local work node peer wire one status=0 guests=() devices
     work="$(mktemp -d "$VM_CACHE/run.XXXXXX")"
     vm_image "$work/image" "$@"
     for node in 1 2; do
         peer=$((3 - node))
-        vm_boot "$node" "$work/image" "$work/log$node" 1 \
-            -netdev "dgram,id=wire,local.type=unix,local.path=$work/wire$node,\
-remote.type=unix,remote.path=$work/wire$peer" \
-            -device "virtio-net-pci,netdev=wire,romfile=,mac=52:54:00:00:00:0$node" &
-        nodes+=($!)
+        devices=()
+        for wire in 0 1; do
+            devices+=(
+                -netdev "dgram,id=wire$wire,local.type=unix,local.path=$work/$wire-$node,\
+remote.type=unix,remote.path=$work/$wire-$peer"
+                -device "virtio-net-pci,netdev=wire$wire,romfile=,mac=52:54:00:00:0$wire:0$node"
+            )
+        done
+        vm_boot "$node" "$work/image" "$work/log$node" 1 "${devices[@]}" &
+        guests+=($!)
     done
-    wait "${nodes[@]}" || true
-    local one
+    wait "${guests[@]}" || true
     for node in 1 2; do
         say "-- guest $node"
         one=0

@@ -290,6 +290,13 @@ struct LinkState {
 }
 
 impl LinkState {
+    fn arrived_below(&self, outcome: &Result<Block>) {
+        if let Ok(block) = outcome {
+            self.received_bytes
+                .fetch_add(block.len() as u64, Ordering::Relaxed);
+        }
+    }
+
     fn closed_error(&self) -> TransferError {
         TransferError::Closed {
             peer: self.peer.clone(),
@@ -367,10 +374,14 @@ impl Link for RdmaLink {
         if below.is_empty() {
             return outcomes.boxed();
         }
+        let state = self.state.clone();
         let below = self
             .control
             .submit(below, deadline)
-            .map(move |(place, outcome)| (places[place], outcome));
+            .map(move |(place, outcome)| {
+                state.arrived_below(&outcome);
+                (places[place], outcome)
+            });
         stream::select(outcomes, below).boxed()
     }
 
@@ -384,7 +395,8 @@ impl Link for RdmaLink {
     }
 
     fn received_bytes(&self) -> u64 {
-        self.state.received_bytes.load(Ordering::Relaxed) + self.control.received_bytes()
+        // Setting up brings bytes as well, which say nothing about reads.
+        self.state.received_bytes.load(Ordering::Relaxed)
     }
 
     fn outstanding_bytes(&self) -> u64 {
@@ -715,6 +727,7 @@ impl Engine {
                 .outstanding_bytes
                 .fetch_sub(job.read.length, Ordering::Relaxed);
             if let Some((_, outcome)) = outcome {
+                state.arrived_below(&outcome);
                 // Whoever dropped the stream does not want it any more.
                 let _ = job.sender.send((job.index, outcome));
             }

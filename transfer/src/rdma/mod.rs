@@ -36,7 +36,10 @@ pub use server::RdmaServer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::transport::Transport;
+use crate::error::Result;
+use crate::segment::SegmentSource;
+use crate::tcp::{Server, ServerHandle, ServerSettings};
+use crate::transport::{CallHandler, NoCalls, Transport};
 
 /// Whether and how to use RDMA.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,4 +76,59 @@ pub fn with_rdma(settings: &RdmaSettings, below: Arc<dyn Transport>) -> Vec<Arc<
         tracing::warn!("RDMA is enabled, and this program was built without it; using TCP");
     }
     vec![below]
+}
+
+/// Serves segments and calls over TCP, and segments over RDMA as well where the settings allow it,
+/// this program was built with it (feature `rdma`) and a device has the server's address. What goes
+/// wrong with RDMA is logged, and TCP alone is served.
+///
+/// # Errors
+/// As [`Server::start`].
+pub async fn serve_with_rdma(
+    server: ServerSettings,
+    rdma: &RdmaSettings,
+    segments: Arc<dyn SegmentSource>,
+    calls: Arc<dyn CallHandler>,
+) -> Result<ServerHandle> {
+    let reserved = set_up_calls(&server.address, rdma, &segments).await;
+    Server::start_with_reserved(server, segments, calls, reserved).await
+}
+
+/// What answers the calls that set up RDMA.
+#[cfg(feature = "rdma")]
+async fn set_up_calls(
+    address: &str,
+    settings: &RdmaSettings,
+    segments: &Arc<dyn SegmentSource>,
+) -> Arc<dyn CallHandler> {
+    let host = tokio::net::lookup_host(address)
+        .await
+        .ok()
+        .and_then(|mut hosts| hosts.next());
+    let started = match host {
+        Some(host) => RdmaServer::start(host.ip(), settings.clone(), segments.clone()),
+        // The server will say what is wrong with its address.
+        None => Ok(None),
+    };
+    match started {
+        Ok(Some(server)) => Arc::new(server),
+        Ok(None) => Arc::new(NoCalls),
+        Err(error) => {
+            tracing::warn!(%error, "RDMA is enabled and cannot be used; serving TCP alone");
+            Arc::new(NoCalls)
+        }
+    }
+}
+
+/// What answers the calls that set up RDMA: nothing, without the feature.
+#[cfg(not(feature = "rdma"))]
+async fn set_up_calls(
+    _address: &str,
+    settings: &RdmaSettings,
+    _segments: &Arc<dyn SegmentSource>,
+) -> Arc<dyn CallHandler> {
+    if settings.enabled {
+        tracing::warn!("RDMA is enabled, and this program was built without it; serving TCP alone");
+    }
+    Arc::new(NoCalls)
 }

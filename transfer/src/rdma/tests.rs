@@ -1,8 +1,8 @@
 //! Transfers over a real device. They are ignored where there is none: `tests/rdma/run.sh` runs them
 //! in guests with soft-RoCE, whose address is in `STOA_RDMA_ADDRESS`.
-#![allow(unsafe_code)]
 
 use std::fs::File;
+use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
@@ -12,19 +12,17 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use memmap2::{MmapOptions, MmapRaw};
+use futures::future::BoxFuture;
 use twox_hash::XxHash3_64;
 
 use super::*;
 use crate::client::{Client, ClientSettings, PeerAddress};
+use crate::conformance::{self, INCARNATION, content};
 use crate::error::{ErrorKind, Refusal};
 use crate::in_process::InProcess;
 use crate::segment::{Segment, SegmentKey, SegmentSource};
-use crate::transport::{
-    CallHandler, NoCalls, PeerIdentity, Read, TransportKind,
-};
-
-const INCARNATION: u64 = 0x5EED;
+use crate::tcp::{ServerHandle, ServerSettings, Tcp, TcpSettings};
+use crate::transport::{Link, Outcomes, PeerIdentity, Read, TransportKind};
 
 fn address() -> IpAddr {
     std::env::var("STOA_RDMA_ADDRESS")
@@ -34,41 +32,19 @@ fn address() -> IpAddr {
 }
 
 /// A sealed file on tmpfs, mapped read-only, as segments of a cache are.
-struct Sealed(MmapRaw);
-
-impl AsRef<[u8]> for Sealed {
-    fn as_ref(&self) -> &[u8] {
-        // SAFETY: the mapping covers these bytes and lives as long as `self`; the file was written
-        // before, has no name any more and is open nowhere else.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), self.0.len()) }
-    }
-}
-
-/// Bytes that differ from segment to segment and from place to place.
-fn content(segment: u64, bytes: usize) -> Vec<u8> {
-    let mut state = segment.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    });
-    words
-        .take(bytes.div_ceil(8))
-        .flat_map(u64::to_le_bytes)
-        .take(bytes)
-        .collect()
-}
-
 fn sealed(segment: u64, bytes: usize) -> Segment {
     let path = format!("/dev/shm/stoa-rdma-{}-{segment}", std::process::id());
     let mut options = std::fs::OpenOptions::new();
     let options = options.create_new(true).write(true).mode(0o440);
-    std::io::Write::write_all(&mut options.open(&path).unwrap(), &content(segment, bytes)).unwrap();
+    options
+        .open(&path)
+        .unwrap()
+        .write_all(&content(segment, bytes))
+        .unwrap();
     let file = File::open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    let map = MmapOptions::new().map_raw_read_only(&file).unwrap();
-    Segment::new(Sealed(map)).with_file(Arc::new(file))
+    let map = crate::memory::map_file(&file).unwrap();
+    Segment::new(map).with_file(Arc::new(file))
 }
 
 /// Segments 1 to `count`, until they are taken away.
@@ -626,4 +602,305 @@ async fn a_batch_whose_device_is_removed_ends_over_the_transport_below() {
     pair.read(vec![reads[0]]).await[0].as_ref().unwrap();
     // It ends with this process at the latest.
     let _ = removal.try_wait();
+}
+
+/// Pairs over TCP and the device. The server is told when a read took TCP.
+struct DevicePairs;
+
+/// Makes every read one that may go over the device. What is asked for is compared around this.
+#[derive(Debug)]
+struct Checked<T>(T);
+
+#[async_trait]
+impl Transport for Checked<Rdma> {
+    fn kind(&self) -> TransportKind {
+        self.0.kind()
+    }
+
+    async fn connect(&self, address: &str) -> crate::error::Result<Arc<dyn Link>> {
+        Ok(Arc::new(Checked(self.0.connect(address).await?)))
+    }
+}
+
+impl Link for Checked<Arc<dyn Link>> {
+    fn submit(&self, mut reads: Vec<Read>, deadline: Instant) -> Outcomes {
+        for read in &mut reads {
+            read.checksum = Some(read.checksum.unwrap_or(0));
+        }
+        self.0.submit(reads, deadline)
+    }
+
+    fn call(
+        &self,
+        method: u16,
+        body: Bytes,
+        deadline: Instant,
+    ) -> BoxFuture<'static, crate::error::Result<Bytes>> {
+        self.0.call(method, body, deadline)
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.0.received_bytes()
+    }
+
+    fn outstanding_bytes(&self) -> u64 {
+        self.0.outstanding_bytes()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    fn close(&self, reason: &str) {
+        self.0.close(reason);
+    }
+}
+
+/// A server of one pair. At its end nothing may have been read over TCP.
+struct ByDeviceOnly(ServerHandle);
+
+impl Drop for ByDeviceOnly {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(self.0.statistics().reads, 0, "reads took TCP");
+        }
+    }
+}
+
+fn tcp() -> Arc<dyn Transport> {
+    Arc::new(Tcp::new(TcpSettings {
+        insecure: true,
+        ..TcpSettings::default()
+    }))
+}
+
+#[async_trait]
+impl conformance::Pairs for DevicePairs {
+    fn segments(&self, sizes: &[usize]) -> conformance::Segments {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        // The files live as long as they are mapped.
+        conformance::Segments::in_files(sizes, directory.path()).unwrap()
+    }
+
+    async fn pair(
+        &self,
+        segments: Arc<dyn SegmentSource>,
+        calls: Arc<dyn CallHandler>,
+    ) -> conformance::Pair {
+        let server = ServerSettings {
+            address: format!("{}:0", address()),
+            insecure: true,
+            ..ServerSettings::default()
+        };
+        let server = serve_with_rdma(server, &settings(), segments, calls)
+            .await
+            .unwrap();
+        conformance::Pair {
+            transport: Arc::new(Checked(Rdma::new(settings(), tcp()).unwrap())),
+            address: server.address().to_string(),
+            server: Box::new(ByDeviceOnly(server)),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a device: tests/rdma/run.sh"]
+async fn rdma_conforms() {
+    conformance::all(&DevicePairs).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a device: tests/rdma/run.sh"]
+async fn rdma_conforms_on_one_thread() {
+    conformance::all(&DevicePairs).await;
+}
+
+/// Where a guest of a pair serves.
+const PAIR_PORT: u16 = 7000;
+const PAIR_SEGMENTS: u64 = 4;
+const PAIR_BYTES: usize = 8 << 20;
+/// The call upon which the server's process ends without a word.
+const METHOD_DIE: u16 = 13;
+
+/// Dies when it is told to.
+#[derive(Debug)]
+struct Mortal;
+
+#[async_trait]
+impl CallHandler for Mortal {
+    async fn call(
+        &self,
+        _: &PeerIdentity,
+        method: u16,
+        _: Bytes,
+    ) -> crate::error::Result<Bytes, Refusal> {
+        if method == METHOD_DIE {
+            let me = nix::unistd::Pid::this();
+            nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        Err(Refusal::unknown_method(method))
+    }
+}
+
+/// The serving guest of a pair, until it is told to die.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "half of a pair: tests/rdma/run.sh"]
+async fn between_hosts_serving() {
+    let any = IpAddr::from([0, 0, 0, 0]);
+    let segments = Segments::new(PAIR_SEGMENTS, PAIR_BYTES);
+    let server = ServerSettings {
+        address: format!("{any}:{PAIR_PORT}"),
+        insecure: true,
+        ..ServerSettings::default()
+    };
+    let _server = serve_with_rdma(server, &settings(), segments, Arc::new(Mortal))
+        .await
+        .unwrap();
+    std::future::pending().await
+}
+
+/// A client of the other guest, over these addresses of it.
+fn pair_client(addresses: &[&str]) -> (Client, PeerAddress) {
+    let client = Client::new(ClientSettings::default(), with_rdma(&settings(), tcp()));
+    let peer = PeerAddress {
+        id: "other".to_string(),
+        addresses: addresses
+            .iter()
+            .map(|host| format!("{host}:{PAIR_PORT}"))
+            .collect(),
+    };
+    (client, peer)
+}
+
+fn pair_reads(count: u64, length: usize) -> Vec<Read> {
+    let fit = PAIR_BYTES / length;
+    let contents: Vec<Vec<u8>> = (1..=PAIR_SEGMENTS)
+        .map(|segment| content(segment, PAIR_BYTES))
+        .collect();
+    (0..count)
+        .map(|n| {
+            let (segment, offset) = (n % PAIR_SEGMENTS, (n as usize * 7) % fit * length);
+            let bytes = &contents[segment as usize][offset..offset + length];
+            Read {
+                checksum: Some(XxHash3_64::oneshot(bytes)),
+                ..conformance::read(segment + 1, offset as u64, length as u64)
+            }
+        })
+        .collect()
+}
+
+fn tell(client: &Client) {
+    for path in client.paths() {
+        println!(
+            "{} {}: {} reads, {} bytes, errors {:?} {:?}",
+            path.transport, path.address, path.reads, path.bytes, path.errors, path.last_error
+        );
+    }
+}
+
+async fn wait_for_peer(client: &Client, peer: &PeerAddress) {
+    let start = Instant::now();
+    loop {
+        let batch = client.submit(peer, pair_reads(1, 4096), Instant::now() + Duration::from_secs(2));
+        match batch.into_vec().await.remove(0) {
+            Ok(_) => return,
+            Err(error) => assert!(start.elapsed() < Duration::from_secs(120), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn run(command: &[&str]) {
+    let status = std::process::Command::new(command[0])
+        .args(&command[1..])
+        .status()
+        .unwrap();
+    assert!(status.success(), "{command:?}");
+}
+
+/// One host reads the memory of another: all bytes right, all of them by the device, also where
+/// the wire loses packets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "half of a pair: tests/rdma/run.sh"]
+async fn between_hosts_1_reads_arrive() {
+    let (client, peer) = pair_client(&["10.9.0.1"]);
+    wait_for_peer(&client, &peer).await;
+    let (client, peer) = pair_client(&["10.9.0.1"]);
+    let mut count = 0;
+    for loss in [false, true] {
+        if loss {
+            run(&["/usr/bin/tc", "qdisc", "add", "dev", "eth0", "root", "netem", "loss", "0.5%"]);
+        }
+        for (reads, length) in [(400, 4096), (24, 1 << 20)] {
+            let batch = client.submit(
+                &peer,
+                pair_reads(reads, length),
+                Instant::now() + Duration::from_secs(120),
+            );
+            for outcome in batch.into_vec().await {
+                assert_eq!(outcome.unwrap().len(), length);
+            }
+            count += reads;
+        }
+    }
+    run(&["/usr/bin/tc", "qdisc", "del", "dev", "eth0", "root"]);
+    tell(&client);
+    let paths = client.paths();
+    let rdma = paths.iter().find(|path| path.transport == TransportKind::Rdma);
+    assert_eq!(rdma.unwrap().reads, count, "{paths:?}");
+}
+
+/// Two wires, and one is cut in the middle of a batch: the rest comes over the other one, still by a
+/// device.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "half of a pair: tests/rdma/run.sh"]
+async fn between_hosts_2_a_cut_wire_costs_no_read() {
+    let (client, peer) = pair_client(&["10.9.0.1", "10.9.1.1"]);
+    wait_for_peer(&client, &peer).await;
+    let reads = pair_reads(64, 1 << 20);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let mut batch = client.submit(&peer, reads.clone(), deadline);
+    batch.next().await.unwrap().1.unwrap();
+    run(&["/usr/bin/ip", "link", "set", "eth0", "down"]);
+    let mut arrived = 1;
+    while let Some((index, outcome)) = batch.next().await {
+        outcome.unwrap_or_else(|error| panic!("read {index}: {error}"));
+        arrived += 1;
+    }
+    assert_eq!(arrived, reads.len());
+    tell(&client);
+    let paths = client.paths();
+    let second = paths.iter().find(|path| {
+        path.transport == TransportKind::Rdma && path.address.starts_with("10.9.1.1")
+    });
+    assert!(second.unwrap().reads > 0, "{paths:?}");
+}
+
+/// The other host's process is killed under a batch: every read ends with an error, soon and long
+/// before its deadline, and what came before stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "half of a pair: tests/rdma/run.sh"]
+async fn between_hosts_3_a_dead_peer_ends_its_reads() {
+    let (client, peer) = pair_client(&["10.9.1.1"]);
+    wait_for_peer(&client, &peer).await;
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let mut batch = client.submit(&peer, pair_reads(64, 1 << 20), deadline);
+    let (_, first) = batch.next().await.unwrap();
+    let first = first.unwrap();
+    let killed = Instant::now();
+    let answer = client.call(&peer, METHOD_DIE, Bytes::new(), deadline).await;
+    assert!(answer.is_err(), "{answer:?}");
+    let mut failed = 0;
+    while let Some((_, outcome)) = batch.next().await {
+        if let Err(error) = outcome {
+            let kind = error.kind();
+            assert!(matches!(kind, ErrorKind::Closed | ErrorKind::Unreachable), "{error}");
+            failed += 1;
+        }
+    }
+    tell(&client);
+    println!("{failed} reads ended {:?} after the peer's death", killed.elapsed());
+    assert!(failed > 0);
+    assert!(killed.elapsed() < Duration::from_secs(20));
+    assert_eq!(first.len(), 1 << 20);
 }

@@ -364,3 +364,155 @@ pub fn parse_any(body: &[u8]) {
     let _ = parse_keys(body);
     let _ = parse_grants(body, body.len() / GrantRow::BYTES);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A table that drifts from the code is worse than none.
+    #[test]
+    fn documented_offsets_are_the_constants() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/transfer.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let structures: [(&str, usize, &[FieldPlace]); 6] = [
+            ("OpenRequest", OpenRequest::BYTES, &OpenRequest::FIELDS),
+            ("OpenAnswer", OpenAnswer::BYTES, &OpenAnswer::FIELDS),
+            ("ConnectData", ConnectData::BYTES, &ConnectData::FIELDS),
+            (
+                "SessionRequest",
+                SessionRequest::BYTES,
+                &SessionRequest::FIELDS,
+            ),
+            ("KeyRow", KeyRow::BYTES, &KeyRow::FIELDS),
+            ("GrantRow", GrantRow::BYTES, &GrantRow::FIELDS),
+        ];
+        for (name, bytes, fields) in structures {
+            let heading = format!("### `{name}`, {bytes} bytes\n");
+            let section = text
+                .split_once(&heading)
+                .unwrap_or_else(|| panic!("docs/transfer.md has no heading {heading:?}"))
+                .1
+                .split("\n#")
+                .next()
+                .unwrap_or_default();
+            let rows: Vec<&str> = section
+                .lines()
+                .filter(|line| line.starts_with("| ") && !line.starts_with("| offset"))
+                .collect();
+            assert_eq!(rows.len(), fields.len(), "{name} in docs/transfer.md");
+            for (row, (field, offset, size)) in rows.iter().zip(fields) {
+                let expected = format!("| {offset} | {size} | `{field}` | ");
+                assert!(row.starts_with(&expected), "{name}: {row:?}, {expected:?}");
+            }
+        }
+        for (name, value) in [
+            ("RDMA_MAGIC", RDMA_MAGIC.escape_ascii().to_string()),
+            ("RDMA_VERSION", RDMA_VERSION.to_string()),
+            ("METHOD_OPEN", METHOD_OPEN.to_string()),
+            ("METHOD_GRANT", METHOD_GRANT.to_string()),
+            ("METHOD_HOLD", METHOD_HOLD.to_string()),
+            ("KEYS_MAX", KEYS_MAX.to_string()),
+        ] {
+            let row = format!("| `{name}` | {value} |");
+            assert!(text.contains(&row), "docs/transfer.md lacks {row:?}");
+        }
+    }
+
+    /// The bytes themselves: code that writes and reads alike proves nothing about them.
+    #[test]
+    fn messages_are_these_bytes() {
+        let open = open_request();
+        assert_eq!(&open, b"STOARDMA\x01\0\0\0\0\0\0\0");
+        let token = Token([0x0102, 0x0304]);
+        let answer = open_answer(7, token, 4791);
+        assert_eq!(answer[..8], [7, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(answer[8..10], [2, 1]);
+        assert_eq!(answer[16..18], [4, 3]);
+        assert_eq!(answer[24..], [0xb7, 0x12, 0, 0, 0, 0, 0, 0]);
+        let connect = connect_data(token);
+        assert_eq!(connect[..16], open);
+        assert_eq!(connect[16..18], [2, 1]);
+        let key = SegmentKey {
+            incarnation: 5,
+            segment: 6,
+        };
+        let request = session_request(7, &[key]);
+        assert_eq!(request[..12], [7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(request[16..], [5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
+        let grant = Grant {
+            address: 0x1000,
+            length: 2,
+            key: 0x0a0b,
+        };
+        let rows = grants(&[Ok(grant), Err(RefusalKind::UnknownSegment)]);
+        assert_eq!(rows[..2], [0, 0x10]);
+        assert_eq!(rows[8..24], [2, 0, 0, 0, 0, 0, 0, 0, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(rows[24..], {
+            let mut refused = [0; 24];
+            refused[20] = 1;
+            refused
+        });
+    }
+
+    #[test]
+    fn what_is_not_this_protocol_is_said() {
+        let text = |error: WireError| error.to_string();
+        let mut open = open_request();
+        open[8] = 2;
+        let error = text(parse_open_request(&open).unwrap_err());
+        assert!(error.contains("version 2, expected 1"), "{error}");
+        open[0] = b'X';
+        let error = text(parse_open_request(&open).unwrap_err());
+        assert!(error.contains("begins with"), "{error}");
+        let error = text(parse_open_request(&open[1..]).unwrap_err());
+        assert!(error.contains("of 15 bytes, expected 16"), "{error}");
+        let error = text(parse_connect_data(&[0; 31]).unwrap_err());
+        assert!(error.contains("31 bytes of private data"), "{error}");
+        let mut request = session_request(1, &[]);
+        request[8] = 1;
+        let error = text(parse_session_request(&request).unwrap_err());
+        assert!(error.contains("for 1 segments names 0"), "{error}");
+        request[10] = 1;
+        let error = text(parse_session_request(&request).unwrap_err());
+        assert!(error.contains("limit 4096"), "{error}");
+        let wraps = Grant {
+            address: u64::MAX,
+            length: 2,
+            key: 1,
+        };
+        let error = text(parse_grants(&grants(&[Ok(wraps)]), 1).unwrap_err());
+        assert!(error.contains("2 bytes at address"), "{error}");
+        let error = text(parse_grants(&grants(&[Ok(wraps)]), 2).unwrap_err());
+        assert!(error.contains("answer of 24 bytes for 2 segments"), "{error}");
+    }
+
+    #[test]
+    fn tokens_are_not_shown() {
+        let shown = format!("{:?}", Token([0xDEAD, 0xBEEF]));
+        assert!(!shown.contains("57005") && !shown.contains("dead"), "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_back(
+            session in any::<u64>(),
+            keys in prop::collection::vec((any::<u64>(), any::<u64>()), 0..20),
+            data in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let keys: Vec<SegmentKey> = keys
+                .into_iter()
+                .map(|(incarnation, segment)| SegmentKey { incarnation, segment })
+                .collect();
+            let body = session_request(session, &keys);
+            prop_assert_eq!(parse_session_request(&body).unwrap(), (session, keys.clone()));
+            prop_assert_eq!(parse_keys(&super::keys(&keys)).unwrap(), keys);
+            let token = Token([session, !session]);
+            let mut connect = connect_data(token).to_vec();
+            connect.extend(&data);
+            prop_assert_eq!(parse_connect_data(&connect).unwrap(), token.0);
+            parse_any(&data);
+        }
+    }
+}
