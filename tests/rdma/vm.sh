@@ -113,7 +113,8 @@ vm_make_root() {
         "$root/usr/bin/"
     # Providers are found by name at run time: no program needs them in the linker's sense.
     cp -- "$tools/$VM_LIBRARIES"/libibverbs/librxe-*.so "$root/$VM_LIBRARIES/libibverbs/"
-    cp -r -- "$tools/etc/libibverbs.d" "$root/etc/"
+    mkdir -p -- "$root/etc/libibverbs.d"
+    cp -- "$tools/etc/libibverbs.d/rxe.driver" "$root/etc/libibverbs.d/"
     printf '%s\n' 'root:x:0:0::/:/bin/sh' 'nobody:x:65534:65534::/tmp:/bin/sh' >"$root/etc/passwd"
     cp -L -- "$tools/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$root/lib64/"
     vm_copy_libraries "$root" "$root"/usr/bin/* "$root/$VM_LIBRARIES"/libibverbs/*
