@@ -3,13 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use stoa_forms::ArrowChunk;
+use stoa_forms::Chunk;
 
 /// A cached chunk, opened: its memory stays until the last value made from it is dropped.
 #[derive(Clone, Debug)]
 pub enum CachedChunk {
-    /// Decoded values.
-    Arrow(ArrowChunk),
+    /// Values that are read block by block, decoded or packed.
+    Decoded(Chunk),
     /// The bytes of the column chunk as they are in the file.
     Parquet(Bytes),
 }

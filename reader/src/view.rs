@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arrow::datatypes::DataType;
 use bytes::Bytes;
-use stoa_forms::{ArrowChunk, FORM_ARROW, FORM_PARQUET};
+use stoa_forms::{Chunk, FORM_ARROW, FORM_PACKED, FORM_PARQUET};
 use stoa_layout::{TableCatalog, TableName};
 use stoa_origin::Origin;
 use stoa_shm::counters::{AccessCounters, Counts};
@@ -275,8 +275,8 @@ impl View {
         }
         let bytes = Bytes::from_owner(bytes);
         match form {
-            FORM_ARROW => ArrowChunk::open(bytes, data_type)
-                .map(CachedChunk::Arrow)
+            FORM_ARROW | FORM_PACKED => Chunk::open(form, bytes, data_type)
+                .map(CachedChunk::Decoded)
                 .map_err(|error| {
                     tracing::debug!(row_group, column, %error, "chunk unreadable");
                     Miss::Corrupt

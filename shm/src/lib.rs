@@ -65,7 +65,7 @@ pub use compact::{Compaction, DEAD_SHARE_MAX};
 pub use counters::AccessCounters;
 pub use dir::{CacheDir, CacheDirOptions};
 pub use error::{Error, ErrorKind, Result};
-pub use index::{Entry, FileId};
+pub use index::{Entry, FileId, Wanted};
 pub use mapped::{ChunkBytes, SegmentMap};
 pub use reader::{CacheReader, ReaderOptions, Snapshot, Verify};
 pub use segment_writer::SegmentWriter;

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::{ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
-use stoa_forms::{ArrowChunk, BLOCK_ROWS};
+use stoa_forms::{ArrowChunk, BLOCK_ROWS, Chunk};
 use stoa_reader::{CachedChunk, TableFile, View};
 
 use super::file_reader::CachedFileReader;
@@ -50,7 +50,7 @@ impl CachedRowGroup {
                 let root = &file.roots()[*column];
                 let data_type = schema.field(*column).data_type();
                 let chunk = match view.chunk(id, index as u32, root.first_leaf, data_type) {
-                    Ok(CachedChunk::Arrow(chunk)) if chunk.rows() == rows => {
+                    Ok(CachedChunk::Decoded(Chunk::Arrow(chunk))) if chunk.rows() == rows => {
                         bytes += chunk.bytes() as u64;
                         Some(chunk)
                     }
