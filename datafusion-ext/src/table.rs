@@ -245,8 +245,8 @@ pub(crate) struct PlannedTable {
     schema: TableSchema,
     files: Vec<PartitionedFile>,
     statistics: Statistics,
-    /// Generation, and per column whether all of its chunks are in the index.
-    covered: Mutex<(u64, HashMap<usize, bool>)>,
+    /// State of the view, and per column whether all of its chunks are in memory somewhere.
+    covered: Mutex<((u64, u64), HashMap<usize, bool>)>,
 }
 
 impl PlannedTable {
@@ -284,7 +284,7 @@ impl PlannedTable {
             Some(file) => file.identity().store.clone(),
             None => String::new(),
         };
-        let covered = Mutex::new((u64::MAX, HashMap::new()));
+        let covered = Mutex::new(((u64::MAX, u64::MAX), HashMap::new()));
         Ok(Self {
             table: Arc::clone(table),
             store,
@@ -319,12 +319,13 @@ impl PlannedTable {
         columns
     }
 
-    /// Whether the index has every chunk of these columns: then a scan asks the origin nothing.
+    /// Whether the index or a neighbour has every chunk of these columns: then a scan asks the origin
+    /// nothing.
     fn covered(&self, view: &View, columns: &[usize]) -> bool {
         let mut known = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = view.snapshot().generation();
-        if known.0 != generation {
-            *known = (generation, HashMap::new());
+        let state = view.state();
+        if known.0 != state {
+            *known = (state, HashMap::new());
         }
         let file_columns = self.schema.file_schema().fields();
         columns
@@ -347,11 +348,11 @@ fn column_is_cached(view: &View, file: &TableFile, name: &str) -> bool {
     let Some(root) = file.roots().iter().find(|root| root.name() == name) else {
         return true;
     };
-    let Some(id) = view.file_id(file) else {
-        return false;
-    };
-    let column = root.first_leaf;
-    (0..file.metadata().num_row_groups()).all(|group| view.has(id, group as u32, column))
+    let (id, column) = (view.file_id(file), root.first_leaf);
+    (0..file.metadata().num_row_groups()).all(|group| {
+        let group = group as u32;
+        id.is_some_and(|id| view.has(id, group, column)) || view.is_held(file, group, column)
+    })
 }
 
 fn partitioned_file(

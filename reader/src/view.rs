@@ -252,6 +252,23 @@ impl View {
         self.snapshot.file(file.key())
     }
 
+    /// Names the state that this view shows: generation of the index, and state of the directory of
+    /// neighbours. Equal for two views that know of the same chunks.
+    pub fn state(&self) -> (u64, u64) {
+        let holdings = self.holdings.as_ref();
+        (
+            self.snapshot.generation(),
+            holdings.map_or(0, |holdings| holdings.generation()),
+        )
+    }
+
+    /// Whether a neighbour is known to hold that chunk in a form that this build reads.
+    pub fn is_held(&self, file: &TableFile, row_group: u32, column: u32) -> bool {
+        self.around().is_some_and(|(neighbours, holdings)| {
+            neighbours.knows(holdings, file.key(), row_group, column)
+        })
+    }
+
     /// Whether the index has that chunk. A scan counts on it only after [`View::chunk`].
     pub fn has(&self, file: FileId, row_group: u32, column: u32) -> bool {
         self.snapshot.lookup(file, row_group, column).is_some()
@@ -296,13 +313,18 @@ impl View {
     }
 
     /// Whether a neighbour is to be asked for a chunk: it is known to hold it, and expected to be
-    /// quicker than the origin. What comes of it, [`View::fetch`] tells.
+    /// quicker than the origin. Returns the chunk's bytes; whether they come, [`View::fetch`] tells.
     ///
     /// Must be called within a tokio runtime.
     ///
     /// # Errors
     /// Why not.
-    pub fn offered(&self, file: &TableFile, row_group: u32, column: u32) -> Result<(), RemoteMiss> {
+    pub fn offered(
+        &self,
+        file: &TableFile,
+        row_group: u32,
+        column: u32,
+    ) -> Result<u64, RemoteMiss> {
         let (neighbours, holdings) = self.around().ok_or(RemoteMiss::NotHeld)?;
         let wanted = wanted(&Arc::from(file.key()), file, row_group, column);
         neighbours.offers(holdings, &file.identity().store, &wanted)

@@ -8,6 +8,10 @@
 //! - a *miss*: none is; it goes back to stock Parquet, which reads through our
 //!   [`file_reader`], so that bytes cached in the parquet form and footers still come from memory.
 //!
+//! Columns that [neighbours](remote) hold and this host does not count as hits while row groups are
+//! split; they are fetched ahead of reading, and those that do not come in time are decoded beside
+//! the others.
+//!
 //! Where this module cannot do what stock would (virtual columns, encryption, INT96, a row
 //! selection by the user), the whole file is a miss.
 //!
@@ -18,6 +22,7 @@ pub(crate) mod file_reader;
 mod metrics;
 mod morsel;
 mod pruning;
+mod remote;
 mod row_group;
 mod source;
 mod stream;

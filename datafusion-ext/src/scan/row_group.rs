@@ -13,11 +13,13 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::{ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
 use stoa_forms::{ArrowChunk, BLOCK_ROWS};
-use stoa_reader::{CachedChunk, TableFile, View};
+use stoa_reader::{CachedChunk, Miss, TableFile, View};
 
 use super::file_reader::CachedFileReader;
+use super::remote::{RemoteArrivals, RemotePart};
 
-/// A row group of which at least one needed column is in shared memory as Arrow.
+/// A row group of which at least one needed column is in shared memory as Arrow, or in that of a
+/// neighbour.
 #[derive(Debug)]
 pub(crate) struct CachedRowGroup {
     pub(crate) index: usize,
@@ -27,6 +29,8 @@ pub(crate) struct CachedRowGroup {
     /// The rows to read, ascending; `None` for all.
     selection: Option<Vec<Range<usize>>>,
     pub(crate) bytes: u64,
+    /// What is to come from neighbours.
+    pub(crate) remote: RemotePart,
 }
 
 impl CachedRowGroup {
@@ -44,21 +48,27 @@ impl CachedRowGroup {
         let rows = usize::try_from(file.metadata().row_group(index).num_rows()).ok()?;
         let mut bytes = 0;
         let mut columns = Vec::with_capacity(needed.len());
+        let mut remote = RemotePart::default();
         if !needed.is_empty() {
-            let id = view.file_id(file)?;
-            for column in needed {
-                let root = &file.roots()[*column];
+            let (id, row_group) = (view.file_id(file), index as u32);
+            for (position, column) in needed.iter().enumerate() {
+                let leaf = file.roots()[*column].first_leaf;
                 let data_type = schema.field(*column).data_type();
-                let chunk = match view.chunk(id, index as u32, root.first_leaf, data_type) {
+                let local = id.ok_or(Miss::Absent);
+                let chunk = match local.and_then(|id| view.chunk(id, row_group, leaf, data_type)) {
                     Ok(CachedChunk::Arrow(chunk)) if chunk.rows() == rows => {
                         bytes += chunk.bytes() as u64;
                         Some(chunk)
                     }
-                    _ => None,
+                    Ok(CachedChunk::Parquet(_)) => None,
+                    Ok(_) | Err(_) => {
+                        remote.offer(view, file, row_group, position, leaf, data_type);
+                        None
+                    }
                 };
                 columns.push(chunk);
             }
-            if columns.iter().all(Option::is_none) {
+            if columns.iter().all(Option::is_none) && remote.is_empty() {
                 return None;
             }
         }
@@ -83,17 +93,27 @@ impl CachedRowGroup {
             columns,
             selection,
             bytes,
+            remote,
         })
     }
 
-    /// Columns read from shared memory.
+    /// Waits for what neighbours send; what came decoded is among the columns from now on.
+    pub(crate) async fn settle(&mut self) -> RemoteArrivals {
+        let mut arrivals = std::mem::take(&mut self.remote).landed(self.rows).await;
+        for (position, chunk) in arrivals.decoded.drain(..) {
+            self.columns[position] = Some(chunk);
+        }
+        arrivals
+    }
+
+    /// Columns read from shared memory, of this host or, once settled, a neighbour.
     pub(crate) fn hits(&self) -> usize {
         self.columns.iter().flatten().count()
     }
 
-    /// Columns that have to be decoded from the file.
-    pub(crate) fn missing(&self) -> usize {
-        self.columns.len() - self.hits()
+    /// Columns that the scan needs.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns.len()
     }
 
     /// Starts decoding the missing columns, if any.

@@ -23,6 +23,7 @@ use super::context::ScanContext;
 use super::file_reader::CachedFileReader;
 use super::metrics::{cached_bytes, origin_bytes};
 use super::pruning::DynamicPruner;
+use super::remote::fetch_ahead;
 use super::row_group::{self, ActiveRowGroup, CachedRowGroup};
 
 /// Maps a batch of the needed columns to the scan's output.
@@ -147,7 +148,7 @@ impl State {
             let Some(active) = &mut self.active else {
                 match self.morsel.groups.pop_front() {
                     None => return Ok(None),
-                    Some(group) => self.active = self.open(group)?,
+                    Some(group) => self.active = self.open(group).await?,
                 }
                 continue;
             };
@@ -175,7 +176,7 @@ impl State {
         batch.slice(0, rows)
     }
 
-    fn open(&mut self, group: CachedRowGroup) -> Result<Option<ActiveRowGroup>> {
+    async fn open(&mut self, mut group: CachedRowGroup) -> Result<Option<ActiveRowGroup>> {
         let morsel = &mut self.morsel;
         if morsel
             .pruner
@@ -185,8 +186,13 @@ impl State {
             morsel.metrics.row_groups_pruned_dynamic_filter.add(1);
             return Ok(None);
         }
-        let (hits, missing) = (group.hits(), group.missing());
-        let sources = &morsel.context.sources;
+        let context = &morsel.context;
+        let sources = &context.sources;
+        let hits = group.hits();
+        fetch_ahead(&context.view, &morsel.file, &mut group, &mut morsel.groups);
+        let remote = group.settle().await;
+        remote.count(&context.view, sources);
+        let missing = group.columns() - hits - remote.chunks();
         sources.memory_chunks.add(hits);
         sources.memory_bytes.add(group.bytes as usize);
         sources.origin_chunks.add(missing);
@@ -199,6 +205,7 @@ impl State {
         let statistics = morsel.context.view.reader().statistics();
         statistics.hit(hits as u64, group.bytes);
         statistics.missed(missing as u64);
+        let index = group.index;
         let reader = || {
             CachedFileReader::new(
                 morsel.context.view.clone(),
@@ -206,6 +213,7 @@ impl State {
                 origin_bytes(&morsel.context.metrics, morsel.context.partition),
                 cached_bytes(&morsel.context.metrics, morsel.context.partition),
             )
+            .with_fetched(index, remote.encoded)
         };
         group
             .start(&morsel.file, &morsel.needed, &morsel.schema, reader)

@@ -197,20 +197,34 @@ impl Neighbours {
         }
     }
 
-    /// Whether a neighbour is to be asked for the chunk, as things stand.
+    /// Whether a neighbour is said to hold a chunk in a form that this build reads.
+    pub(crate) fn knows(
+        &self,
+        holdings: &Arc<dyn Holdings>,
+        file: &[u8],
+        row_group: u32,
+        column: u32,
+    ) -> bool {
+        !self
+            .inner
+            .holders(holdings, file, row_group, column)
+            .is_empty()
+    }
+
+    /// Whether a neighbour is to be asked for the chunk, as things stand; how many bytes it has.
     pub(crate) fn offers(
         &self,
         holdings: &Arc<dyn Holdings>,
         store: &str,
         wanted: &Wanted,
-    ) -> Result<(), RemoteMiss> {
-        let holders = self.inner.holders(holdings, &wanted.name);
+    ) -> Result<u64, RemoteMiss> {
+        let holders = self.inner.holders_of(holdings, &wanted.name);
         if holders.is_empty() {
             return Err(RemoteMiss::NotHeld);
         }
         let origin = self.inner.origin_expected(store, wanted.origin_bytes);
         match self.inner.choose(&holders, origin, Instant::now()) {
-            Source::Neighbour(_) => Ok(()),
+            Source::Neighbour(chosen) => Ok(holders[chosen].length),
             Source::Origin => Err(RemoteMiss::NotWorth),
         }
     }
@@ -232,7 +246,7 @@ impl Neighbours {
                 if let Some(pilot) = pilot {
                     wishes.push(Wish::new(
                         pilot,
-                        self.inner.holders(holdings, &wanted.name),
+                        self.inner.holders_of(holdings, &wanted.name),
                         self.inner.origin_expected(store, wanted.origin_bytes),
                         holdings.generation(),
                     ));
@@ -274,8 +288,14 @@ impl Fetch {
 
 impl Inner {
     /// Who holds a chunk in a form that this build reads, without what was disproved.
-    fn holders(&self, holdings: &Arc<dyn Holdings>, name: &ChunkName) -> Vec<Holder> {
-        let mut holders = holdings.holders(&name.file, name.row_group, name.column);
+    fn holders(
+        &self,
+        holdings: &Arc<dyn Holdings>,
+        file: &[u8],
+        row_group: u32,
+        column: u32,
+    ) -> Vec<Holder> {
+        let mut holders = holdings.holders(file, row_group, column);
         holders.retain(|holder| crate::chunk::reads_form(holder.form));
         let mut disproved = lock(&self.disproved);
         if disproved.generation != holdings.generation() {
@@ -290,6 +310,10 @@ impl Inner {
             });
         }
         holders
+    }
+
+    fn holders_of(&self, holdings: &Arc<dyn Holdings>, name: &ChunkName) -> Vec<Holder> {
+        self.holders(holdings, &name.file, name.row_group, name.column)
     }
 
     /// Remembers that a place does not hold what the directory of `generation` says: all of its

@@ -283,6 +283,9 @@ impl Inner {
 
     /// Asks a neighbour for something that nobody waits for, to see how it does.
     pub(super) fn probe(self: &Arc<Self>, holder: &Holder, now: Instant) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         let neighbour = self.neighbour(&holder.peer);
         let read = if holder.length <= PROBE_BYTES {
             read_of(holder)
@@ -297,7 +300,7 @@ impl Inner {
         let deadline = now + wait;
         lock(&neighbour.health).probed(now, deadline);
         let (inner, holder) = (Arc::clone(self), holder.clone());
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             let mut arrivals = inner.peers.submit(&holder.peer, vec![read], deadline);
             let end = tokio::time::Instant::from_std(deadline + GRACE);
             let error = match tokio::time::timeout_at(end, arrivals.next()).await {

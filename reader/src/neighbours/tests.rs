@@ -299,7 +299,7 @@ impl Fixture {
         landed.into_iter().filter_map(Result::err).collect()
     }
 
-    fn offers(&self, wanted: &Wanted) -> Result<(), RemoteMiss> {
+    fn offers(&self, wanted: &Wanted) -> Result<u64, RemoteMiss> {
         let holdings = self.neighbours.holdings();
         self.neighbours.offers(&holdings, STORE, wanted)
     }
@@ -413,7 +413,7 @@ async fn a_neighbour_that_hangs_costs_its_deadline_once() {
     assert_eq!(fixture.offers(&chunk(1, 1)), Err(RemoteMiss::NotWorth));
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(fixture.peers.batches("a"), 2, "one probe");
-    assert_eq!(fixture.offers(&chunk(1, 0)), Ok(()));
+    assert_eq!(fixture.offers(&chunk(1, 0)), Ok(CHUNK_BYTES));
     assert!(fixture.misses(&row_group(1, 4)).await.is_empty());
 }
 
@@ -454,7 +454,7 @@ async fn an_old_directory_costs_one_miss() {
     assert_eq!(fixture.peers.batches("a"), 1);
     assert_eq!(
         fixture.offers(&chunk(1, 0)),
-        Ok(()),
+        Ok(CHUNK_BYTES),
         "other segments are asked for"
     );
     fixture.peers.set("a", Does::Answer);
@@ -574,7 +574,7 @@ async fn the_origin_is_read_where_it_is_quicker() {
     fixture.peers.measured("a", Duration::from_millis(50));
     assert_eq!(
         fixture.offers(&chunk(0, 0)),
-        Ok(()),
+        Ok(CHUNK_BYTES),
         "the origin is not measured"
     );
     let quick = Duration::from_millis(1);
@@ -586,10 +586,10 @@ async fn the_origin_is_read_where_it_is_quicker() {
         let slow = Duration::from_millis(300);
         fixture.neighbours.origin_answered(STORE, CHUNK_BYTES, slow);
     }
-    assert_eq!(fixture.offers(&chunk(0, 0)), Ok(()));
+    assert_eq!(fixture.offers(&chunk(0, 0)), Ok(CHUNK_BYTES));
     let holdings = fixture.neighbours.holdings();
     let elsewhere = fixture
         .neighbours
         .offers(&holdings, "file://", &chunk(0, 0));
-    assert_eq!(elsewhere, Ok(()), "stores are measured apart");
+    assert_eq!(elsewhere, Ok(CHUNK_BYTES), "stores are measured apart");
 }
