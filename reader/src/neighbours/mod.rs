@@ -11,6 +11,7 @@ mod decide;
 mod directory;
 mod flights;
 mod health;
+mod held;
 mod peers;
 mod read;
 mod settings;
@@ -31,6 +32,7 @@ pub use decide::{Candidate, Decision, Source, decide};
 pub(crate) use directory::ChunkName;
 pub use directory::{Directory, Holder, Holdings};
 pub use health::{Health, Standing};
+pub use held::{LocalDirectory, ToldDirectory};
 pub use peers::{Arrivals, Arrived, PeerReads};
 pub use settings::NeighbourSettings;
 
