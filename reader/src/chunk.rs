@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::DataType;
 use bytes::Bytes;
-use stoa_forms::{ArrowChunk, FORM_ARROW, FORM_PARQUET};
+use stoa_forms::{Chunk, FORM_ARROW, FORM_PACKED, FORM_PARQUET};
 use stoa_transfer::TransportKind;
 
 use crate::neighbours::RemoteMiss;
@@ -12,23 +12,23 @@ use crate::neighbours::RemoteMiss;
 /// A cached chunk, opened: its memory stays until the last value made from it is dropped.
 #[derive(Clone, Debug)]
 pub enum CachedChunk {
-    /// Decoded values.
-    Arrow(ArrowChunk),
+    /// Values that are read block by block, decoded or packed.
+    Decoded(Chunk),
     /// The bytes of the column chunk as they are in the file.
     Parquet(Bytes),
 }
 
 /// Whether this build reads chunks of that form.
 pub(crate) fn reads_form(form: u8) -> bool {
-    matches!(form, FORM_ARROW | FORM_PARQUET)
+    matches!(form, FORM_ARROW | FORM_PACKED | FORM_PARQUET)
 }
 
 impl CachedChunk {
     /// Opens the bytes of a chunk, wherever they come from; `data_type` is what they decode to.
     pub(crate) fn open(form: u8, bytes: Bytes, data_type: &DataType) -> Result<Self, Miss> {
         match form {
-            FORM_ARROW => ArrowChunk::open(bytes, data_type)
-                .map(CachedChunk::Arrow)
+            FORM_ARROW | FORM_PACKED => Chunk::open(form, bytes, data_type)
+                .map(CachedChunk::Decoded)
                 .map_err(|error| {
                     tracing::debug!(%error, "chunk unreadable");
                     Miss::Corrupt

@@ -28,6 +28,14 @@ pub(crate) struct SourceMetrics {
     pub(crate) row_groups_mixed: Count,
     /// Row groups read by stock Parquet.
     pub(crate) row_groups_missed: Count,
+    /// Blocks that zone maps or dictionaries rule out.
+    pub(crate) blocks_pruned: Count,
+    /// Rows that filters removed in the scan, before operators above saw them.
+    pub(crate) rows_filtered: Count,
+    /// Columns of blocks of which only the surviving rows were unpacked.
+    pub(crate) columns_late: Count,
+    /// Filters that were left out on a block because they cost more than they save.
+    pub(crate) filters_left_out: Count,
 }
 
 impl SourceMetrics {
@@ -45,6 +53,10 @@ impl SourceMetrics {
             row_groups_hit: count("stoa_row_groups_hit"),
             row_groups_mixed: count("stoa_row_groups_mixed"),
             row_groups_missed: count("stoa_row_groups_missed"),
+            blocks_pruned: count("stoa_blocks_pruned"),
+            rows_filtered: count("stoa_rows_filtered"),
+            columns_late: count("stoa_columns_late"),
+            filters_left_out: count("stoa_filters_left_out"),
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use arrow::datatypes::DataType;
 use bytes::Bytes;
-use stoa_forms::ArrowChunk;
+use stoa_forms::Chunk;
 use stoa_reader::{CachedChunk, ChunkSource, RemoteColumns, TableFile, View};
 
 use super::metrics::SourceMetrics;
@@ -38,8 +38,8 @@ struct RemoteColumn {
 /// What came from neighbours.
 #[derive(Debug, Default)]
 pub(crate) struct RemoteArrivals {
-    /// Decoded chunks, by position among the needed columns.
-    pub(crate) decoded: Vec<(usize, ArrowChunk)>,
+    /// Chunks that are read block by block, by position among the needed columns.
+    pub(crate) decoded: Vec<(usize, Chunk)>,
     /// Chunks that are still to be decoded, as they are in the file, by ordinal of the first leaf.
     pub(crate) encoded: Vec<(u32, Bytes)>,
     sources: Vec<(ChunkSource, u64)>,
@@ -88,7 +88,7 @@ impl RemotePart {
         let types: Vec<DataType> = self.columns.iter().map(|c| c.data_type.clone()).collect();
         for (column, landed) in self.columns.iter().zip(fetch.landed(&types).await) {
             match landed.map(|remote| (remote.chunk, remote.source, remote.bytes)) {
-                Ok((CachedChunk::Arrow(chunk), source, bytes)) if chunk.rows() == rows => {
+                Ok((CachedChunk::Decoded(chunk), source, bytes)) if chunk.rows() == rows => {
                     arrivals.decoded.push((column.position, chunk));
                     arrivals.sources.push((source, bytes));
                 }
