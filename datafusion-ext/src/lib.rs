@@ -34,6 +34,7 @@ mod options;
 mod rule;
 mod scan;
 mod session;
+mod statistics;
 mod table;
 
 pub use embedded::{Embedded, EmbeddedError, EmbeddedSettings, Publisher};

@@ -31,6 +31,7 @@ use stoa_reader::{Reader, Table, TableFile, View};
 use crate::StoaOptions;
 use crate::clock::now_unix_ms;
 use crate::scan::StoaSource;
+use crate::statistics::Knowledge;
 
 /// A table of the cache: queries neither list nor look, unless the cache does not cover them.
 ///
@@ -197,8 +198,9 @@ impl TableProvider for StoaTable {
         // Statistics prune nothing here: an offset or limit over filters needs all files.
         let partitions = state.config().target_partitions();
         let groups = FileGroup::new(planned.files.clone()).split_files(partitions);
-        let (groups, statistics) =
+        let (groups, mut statistics) =
             compute_all_files_statistics(groups, self.schema(), true, false)?;
+        planned.complete(&mut statistics, &view, &columns);
         let config = FileScanConfigBuilder::new(url, source)
             .with_file_groups(groups)
             .with_statistics(statistics)
@@ -247,6 +249,7 @@ pub(crate) struct PlannedTable {
     statistics: Statistics,
     /// State of the view, and per column whether all of its chunks are in memory somewhere.
     covered: Mutex<((u64, u64), HashMap<usize, bool>)>,
+    knowledge: Knowledge,
 }
 
 impl PlannedTable {
@@ -292,6 +295,7 @@ impl PlannedTable {
             files,
             statistics,
             covered,
+            knowledge: Knowledge::default(),
         })
     }
 
@@ -317,6 +321,25 @@ impl PlannedTable {
         columns.sort_unstable();
         columns.dedup();
         columns
+    }
+
+    /// Adds to the footers' statistics what the cache knows of these columns.
+    fn complete(&self, statistics: &mut Statistics, view: &View, columns: &[usize]) {
+        let fields = self.schema.file_schema().fields();
+        for column in columns {
+            let (Some(field), Some(of_column)) = (
+                fields.get(*column),
+                statistics.column_statistics.get_mut(*column),
+            ) else {
+                continue;
+            };
+            let known =
+                self.knowledge
+                    .of(view, &self.table, *column, field.name(), field.data_type());
+            if let Some(known) = known {
+                known.complete(of_column);
+            }
+        }
     }
 
     /// Whether the index or a neighbour has every chunk of these columns: then a scan asks the origin

@@ -32,13 +32,11 @@ pub trait PeerReads: Debug + Send + Sync {
 
 impl PeerReads for Client {
     fn submit(&self, peer: &PeerAddress, reads: Vec<Read>, deadline: Instant) -> Arrivals {
-        let batch = Client::submit(self, peer, reads, deadline);
-        let via = self.transport_to(&peer.id).unwrap_or(TransportKind::Tcp);
-        batch
-            .map(move |(index, block)| {
+        Client::submit(self, peer, reads, deadline)
+            .map(|(index, block)| {
                 let arrived = block.map(|block| Arrived {
+                    via: block.via().unwrap_or(TransportKind::Tcp),
                     bytes: block.into_bytes(),
-                    via,
                 });
                 (index, arrived)
             })

