@@ -572,6 +572,9 @@ async fn a_stale_directory_costs_misses_only() {
             asked,
             "what was disproved is not asked again"
         );
+        node.show(here.known(0, |_| {}));
+        equal("told anew", &node.rows(SCAN).await, &expected);
+        assert!(node.reader.statistics().counts().remote_tcp > 0);
     }
     let unknown = here.known(0, |holder| holder.form = 99);
     let node = here.node_that_knows(0, unknown).await;
