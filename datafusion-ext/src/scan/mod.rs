@@ -19,6 +19,7 @@ mod metrics;
 mod morsel;
 mod pruning;
 mod row_group;
+mod share;
 mod source;
 mod stream;
 

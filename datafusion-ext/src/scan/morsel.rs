@@ -22,6 +22,7 @@ use stoa_reader::TableFile;
 use super::context::{ScanContext, resolve};
 use super::pruning::{DynamicPruner, prune};
 use super::row_group::CachedRowGroup;
+use super::share::{for_stock, with_plan};
 use super::stream::{CachedMorsel, OutputMap};
 
 /// Opens the files of one scan partition.
@@ -50,7 +51,7 @@ impl Morselizer for StoaMorselizer {
         };
         let Some(scan) = FileScan::try_new(context, &file, &table_file)? else {
             count_misses(context, &table_file, None);
-            return self.delegate(file);
+            return self.delegate(for_stock(file, &table_file));
         };
         let mut file_pruner = scan.file_pruner(context, &file);
         if let Some(pruner) = &mut file_pruner
@@ -90,7 +91,7 @@ impl Morselizer for StoaMorselizer {
         }
         if runs.without_hits() {
             count_misses(context, &table_file, Some((&plan, scan.needed.len())));
-            return self.delegate(file);
+            return self.delegate(for_stock(file, &table_file));
         }
         scan.metrics.files_ranges_pruned_statistics.add_matched(1);
         self.chain(file, &table_file, scan, file_pruner, &plan, runs)
@@ -139,7 +140,7 @@ impl StoaMorselizer {
                         access.set(*index, plan.inner()[*index].clone());
                     }
                     count_misses(context, table_file, Some((&access, scan.needed.len())));
-                    let part = file.clone().with_extension(access);
+                    let part = with_plan(file.clone(), access);
                     chain
                         .steps
                         .push_back(Step::Planner(self.inner.plan_file(part)?));

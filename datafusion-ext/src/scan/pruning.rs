@@ -15,6 +15,7 @@ use datafusion_pruning::{PruningPredicate, PruningPredicateBuilder};
 use parquet::file::metadata::ParquetMetaData;
 
 use super::context::ScanContext;
+use super::share::{Share, is_divided, row_counts};
 
 /// The access plan of a file after pruning by range, statistics, limit and page index.
 ///
@@ -38,10 +39,13 @@ pub(crate) fn prune(
             );
         }
         Some(plan) => plan.clone(),
-        None => ParquetAccessPlan::new_all(groups.len()),
+        None => match file.extension::<Share>() {
+            Some(share) => share.access_plan(row_counts(metadata)),
+            None => ParquetAccessPlan::new_all(groups.len()),
+        },
     };
     let mut filter = RowGroupAccessPlanFilter::new(initial);
-    if let Some(range) = &file.range {
+    if let Some(range) = file.range.as_ref().filter(|_| !is_divided(file)) {
         filter.prune_by_range(groups, range);
     }
     let pruning = predicate.and_then(|p| {

@@ -1,5 +1,8 @@
 //! Hazards that cross crates and processes, in one binary: linking DataFusion is what costs.
 
+mod faults;
+mod s3_server;
 mod scan;
 mod slt;
+mod snapshots;
 mod spine;
