@@ -405,3 +405,39 @@ fn a_second_worker_on_a_directory_ends_with_a_clear_error() {
     world.cluster.load("tpch.nation:1").unwrap();
     assert_eq!(world.count(0, "nation"), 25);
 }
+/// The cache is smaller than what is wanted: the first columns are in it, the rest is named as
+/// left out, and answers are the same.
+#[test]
+fn what_does_not_fit_is_left_out_by_priority_and_said() {
+    let options = ClusterOptions {
+        workers: 1,
+        cache_size: "2MiB".to_owned(),
+        ..ClusterOptions::default()
+    };
+    let world = world(&options, &["lineitem"]);
+    world.create("lineitem", &["l_orderkey", "l_shipdate", "l_comment"]);
+    let config = world.cluster.config().to_owned();
+    let loaded = world
+        .cluster
+        .run_at(&config, &["load", "tpch.lineitem:1"])
+        .unwrap();
+    world.s3.forget();
+    let first = "select sum(l_orderkey) as n from tpch.lineitem";
+    assert!(number(&world.cluster.sql(0, first).unwrap()) > 0);
+    assert_eq!(world.s3.counts().gets(), 0, "{:?}", world.s3.log());
+    let last = "select sum(length(l_comment)) as n from tpch.lineitem";
+    assert!(number(&world.cluster.sql(0, last).unwrap()) > 0);
+    assert!(
+        world.s3.counts().gets() > 0,
+        "the last column is what did not fit"
+    );
+    let said = format!("{}{}", loaded.stdout, loaded.stderr);
+    assert!(said.contains("without a place in the plan"), "{said}");
+    let status = world.cluster.status().unwrap();
+    let unplaced = &status["tables"][0]["unplaced"];
+    assert!(unplaced["chunks"].as_u64().unwrap() > 0, "{status}");
+    assert!(
+        unplaced["reason"].to_string().contains("capacity"),
+        "{status}"
+    );
+}
