@@ -372,7 +372,10 @@ fn column_is_cached(view: &View, file: &TableFile, name: &str) -> bool {
         return true;
     };
     let (id, column) = (view.file_id(file), root.first_leaf);
-    (0..file.metadata().num_row_groups()).all(|group| {
+    let groups = file.metadata().row_groups().iter().enumerate();
+    // Without rows there is nothing to cache, nor to read; the index may not know such a file.
+    let mut groups = groups.filter(|(_, group)| group.num_rows() > 0);
+    groups.all(|(group, _)| {
         let group = group as u32;
         id.is_some_and(|id| view.has(id, group, column)) || view.is_held(file, group, column)
     })

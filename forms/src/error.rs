@@ -33,7 +33,7 @@ pub enum Error {
         offset: usize,
     },
     /// No decoded form holds this type; keep the chunk in the parquet form.
-    #[error("type {0} has no arrow or packed form; keep the chunk as parquet")]
+    #[error("type {0} has no arrow form; keep the chunk as parquet")]
     UnsupportedType(DataType),
     /// The form is not one that is read as a chunk of values.
     #[error(

@@ -125,8 +125,13 @@ impl Sketch {
 
     fn add_all<'a>(&mut self, values: impl Iterator<Item = Option<&'a [u8]>>) {
         for value in values.flatten() {
-            self.add_hash(XxHash3_64::oneshot(value));
+            self.add_bytes(value);
         }
+    }
+
+    /// Counts one string or binary.
+    pub(crate) fn add_bytes(&mut self, value: &[u8]) {
+        self.add_hash(XxHash3_64::oneshot(value));
     }
 
     #[inline]

@@ -109,7 +109,7 @@ impl Collector {
 
     /// Looks at one block whose values are counted elsewhere.
     pub(crate) fn block_without_sketch(&mut self, array: &ArrayRef) {
-        let nulls = array.null_count();
+        let nulls = array.logical_null_count();
         self.nulls.push(nulls as u32);
         match bounds(array) {
             Some(bounds) => self.bounds.push(bounds),
@@ -120,11 +120,24 @@ impl Collector {
         }
     }
 
-    /// Counts distinct values that [`Collector::block_without_sketch`] left out.
-    pub(crate) fn distinct(&mut self, values: &ArrayRef) {
+    /// Counts one distinct value of text that [`Collector::block_without_sketch`] left out.
+    pub(crate) fn distinct(&mut self, value: &[u8]) {
         if let Some(sketch) = &mut self.sketch {
-            sketch.add(values);
+            sketch.add_bytes(value);
         }
+    }
+
+    /// Counts the values of a block that [`Collector::block_without_sketch`] left out.
+    pub(crate) fn all_distinct(&mut self, block: &ArrayRef) {
+        if let Some(sketch) = &mut self.sketch {
+            sketch.add(block);
+        }
+    }
+
+    /// About how many distinct values there are so far; of types that are not counted, as many as
+    /// can be.
+    pub(crate) fn estimate(&self) -> u64 {
+        self.sketch.as_ref().map_or(u64::MAX, Sketch::estimate)
     }
 
     /// The section's bytes.

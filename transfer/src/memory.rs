@@ -190,7 +190,7 @@ impl std::fmt::Debug for Memory {
 
 /// The capacity of blocks for `length` bytes: four steps between powers of two, so that at most a
 /// quarter is wasted and blocks are found again.
-fn capacity_for(length: usize) -> usize {
+pub(crate) fn capacity_for(length: usize) -> usize {
     const CAPACITY_MIN: usize = 256;
     if length <= CAPACITY_MIN {
         return CAPACITY_MIN;

@@ -418,11 +418,6 @@ impl Target for i128 {
 }
 
 impl<'a> Vector<'a> {
-    /// The width in bits of the packed numbers.
-    pub(crate) fn width(&self) -> u8 {
-        self.width
-    }
-
     /// Position and number of each exception.
     pub(crate) fn exceptions(&self) -> impl Iterator<Item = (usize, u64)> {
         let positions = self.exception_positions.iter().map(|at| usize::from(*at));

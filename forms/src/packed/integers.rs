@@ -8,7 +8,7 @@ use arrow::buffer::{Buffer, NullBuffer};
 use arrow::datatypes::{ArrowNativeType, DataType, i256};
 
 use super::bits::{Scratch, Stream, Target};
-use super::{Encoding, Inner, Parts};
+use super::{Inner, Parts};
 use crate::Result;
 use crate::error::corrupt;
 
@@ -40,98 +40,48 @@ pub(crate) fn width(data_type: &DataType) -> Option<Width> {
 }
 
 /// Whether a type's values are integers without a sign.
-fn is_unsigned(data_type: &DataType) -> bool {
+pub(super) fn is_unsigned(data_type: &DataType) -> bool {
     use DataType::*;
     matches!(data_type, UInt8 | UInt16 | UInt32 | UInt64)
 }
 
-/// Refuses integers in a chunk of a type that has none.
-pub(crate) fn check(encoding: Encoding, data_type: &DataType) -> Result<()> {
-    if encoding == Encoding::Integers && width(data_type).is_none() {
-        return Err(corrupt(
-            "encoding",
-            "integers",
-            format!("one for {data_type}"),
-        ));
-    }
-    Ok(())
-}
-
-/// All values of a block.
-pub(super) fn decode(chunk: &Inner, parts: &Parts, scratch: &mut Scratch) -> Result<ArrayRef> {
-    let stream = Stream::parse(&parts.payload, parts.rows)?;
-    let values = read(
-        chunk,
-        |add| Wanted::All {
-            stream: &stream,
-            add,
-        },
-        scratch,
-    )?;
-    array(&chunk.data_type, parts.rows, values, parts.nulls.clone())
-}
-
-/// The values of a block at `rows`, ascending.
-pub(super) fn gather(
+/// The values of a block, all or those of some rows, ascending.
+pub(super) fn decode(
     chunk: &Inner,
     parts: &Parts,
-    rows: &[u32],
+    rows: Option<&[u32]>,
     scratch: &mut Scratch,
 ) -> Result<ArrayRef> {
     let stream = Stream::parse(&parts.payload, parts.rows)?;
-    let wanted = |add| Wanted::Some {
-        stream: &stream,
-        rows,
-        add,
-    };
-    let values = read(chunk, wanted, scratch)?;
-    array(&chunk.data_type, rows.len(), values, parts.nulls_at(rows))
-}
-
-/// What to read of a stream.
-enum Wanted<'a> {
-    All {
-        stream: &'a Stream<'a>,
-        add: i128,
-    },
-    Some {
-        stream: &'a Stream<'a>,
-        rows: &'a [u32],
-        add: i128,
-    },
-}
-
-impl Wanted<'_> {
-    fn read<O: Target>(&self, narrow: impl Fn(i128) -> O, scratch: &mut Scratch) -> Result<Vec<O>> {
-        let mut out = vec![];
-        match self {
-            Wanted::All { stream, add } => stream.decode(narrow(*add), scratch, &mut out)?,
-            Wanted::Some { stream, rows, add } => {
-                stream.gather(rows, narrow(*add), scratch, &mut out)?;
-            }
-        }
-        Ok(out)
-    }
-}
-
-fn read<'a>(
-    chunk: &Inner,
-    wanted: impl Fn(i128) -> Wanted<'a>,
-    scratch: &mut Scratch,
-) -> Result<Buffer> {
-    let wanted = wanted(chunk.base);
-    Ok(match width(&chunk.data_type) {
-        Some(Width::W8) => Buffer::from_vec(wanted.read(|add| add as i8, scratch)?),
-        Some(Width::W16) => Buffer::from_vec(wanted.read(|add| add as i16, scratch)?),
-        Some(Width::W32) => Buffer::from_vec(wanted.read(|add| add as i32, scratch)?),
-        Some(Width::W64) => Buffer::from_vec(wanted.read(|add| add as i64, scratch)?),
-        Some(Width::W128) => Buffer::from_vec(wanted.read(|add| add, scratch)?),
+    let base = chunk.base;
+    let values = match width(&chunk.data_type) {
+        Some(Width::W8) => Buffer::from_vec(read(&stream, rows, base as i8, scratch)?),
+        Some(Width::W16) => Buffer::from_vec(read(&stream, rows, base as i16, scratch)?),
+        Some(Width::W32) => Buffer::from_vec(read(&stream, rows, base as i32, scratch)?),
+        Some(Width::W64) => Buffer::from_vec(read(&stream, rows, base as i64, scratch)?),
+        Some(Width::W128) => Buffer::from_vec(read(&stream, rows, base, scratch)?),
         Some(Width::W256) => {
-            let narrow = wanted.read(|add| add, scratch)?;
+            let narrow = read(&stream, rows, base, scratch)?;
             Buffer::from_vec(narrow.into_iter().map(i256::from_i128).collect::<Vec<_>>())
         }
         None => return Err(corrupt("encoding", "integers", "one for the type")),
-    })
+    };
+    let length = rows.map_or(parts.rows, <[u32]>::len);
+    array(&chunk.data_type, length, values, parts.nulls(rows))
+}
+
+fn read<O: Target>(
+    stream: &Stream<'_>,
+    rows: Option<&[u32]>,
+    add: O,
+    scratch: &mut Scratch,
+) -> Result<Vec<O>> {
+    let mut out = vec![];
+    match rows {
+        None => stream.decode(add, scratch, &mut out)?,
+        Some(rows) => stream.gather(rows, add, scratch, &mut out)?,
+    }
+    Ok(out)
 }
 
 /// An array of a type whose values are of one fixed width.
@@ -273,4 +223,24 @@ fn narrow<N: ArrowNativeType>(
         .iter()
         .map(|v| (low_bits(*v) & mask).wrapping_sub(base));
     values.collect()
+}
+
+/// How two values of a type of fixed width order, as their bytes.
+pub(super) fn order(data_type: &DataType) -> impl Fn(&[u8], &[u8]) -> std::cmp::Ordering {
+    use DataType::*;
+    let unsigned = is_unsigned(data_type);
+    let is_float = matches!(data_type, Float16 | Float32 | Float64);
+    move |a, b| {
+        if unsigned {
+            return a.iter().rev().cmp(b.iter().rev());
+        }
+        let sign = |word: &[u8]| word.last().is_some_and(|last| last & 0x80 != 0);
+        match (sign(a), sign(b)) {
+            (true, false) => std::cmp::Ordering::Less,
+            (false, true) => std::cmp::Ordering::Greater,
+            // Negative floats are a sign and a magnitude, negative integers a complement.
+            (true, true) if is_float => b.iter().rev().cmp(a.iter().rev()),
+            _ => a.iter().rev().cmp(b.iter().rev()),
+        }
+    }
 }

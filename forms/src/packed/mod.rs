@@ -5,7 +5,7 @@
 //!      0     8  magic "STOAPAK1"
 //!      8     2  version, 1
 //!     10     1  encoding
-//!     11     1  flags: 1 the dictionary is sorted
+//!     11     1  reserved, zero
 //!     12     4  rows of a block, 8192
 //!     16     8  rows
 //!     24     4  blocks = ceil(rows / rows of a block)
@@ -31,20 +31,24 @@
 //! | 2 bits | none | a bit a row, of booleans |
 //! | 3 integers | none | a stream: the values less the base |
 //! | 4 dictionary | the distinct values | a stream of codes |
-//! | 5 floats | none | see [`floats`](self) |
-//! | 6 text | none | see below |
-//! | 7 compressed text | the symbols of FSST | see below |
+//! | 5 floats | none | decimals inside: exponents, a stream of integers, exceptions |
+//! | 6 text | none | a stream of lengths, and the bytes |
+//! | 7 compressed text | the symbols of FSST | as 6, of codes |
 //!
-//! A stream is bit-packed, as differences or runs where that is smaller, see `packed/bits.rs`.
-//! Values of null rows are unspecified.
+//! A stream is bit-packed, as differences or runs where that is smaller. The bytes of each part are
+//! described where they are made: `packed/bits.rs`, `dictionary.rs`, `floats.rs`, `text.rs`, and in
+//! docs/format.md. Values of null rows are unspecified.
 //!
 //! Nothing in a chunk is trusted by its reader beyond this: that text which [`validate_packed`]
 //! found to be UTF-8 before the chunk was published still is. Everything else is checked where it
 //! is used, once a block rather than once a value wherever that is enough.
 
 mod bits;
+mod dictionary;
 mod evaluate;
+mod floats;
 mod integers;
+mod text;
 mod write;
 
 use std::cell::RefCell;
@@ -57,11 +61,13 @@ use bytes::Bytes;
 
 use crate::arrow_form::{ArrowChunk, supports};
 use crate::bytes::{ALIGN, buffer, check_aligned, part, read_u32, read_u64, shared};
-use crate::comparison::Comparison;
+use crate::comparison::{Comparison, Operator};
 use crate::error::corrupt;
 use crate::statistics::{self, ChunkStatistics, Known, Zones};
 use crate::{BLOCK_ROWS, Error, Result};
 use bits::Scratch;
+use dictionary::Dictionary;
+use text::Symbols;
 
 pub use evaluate::Prepared;
 pub use write::{PackedChunkWriter, encode_packed};
@@ -80,7 +86,12 @@ const ENTRY_BYTES: usize = 16;
 pub(crate) enum Encoding {
     Plain = 0,
     Constant = 1,
+    Bits = 2,
     Integers = 3,
+    Dictionary = 4,
+    Floats = 5,
+    Text = 6,
+    CompressedText = 7,
 }
 
 impl Encoding {
@@ -88,16 +99,46 @@ impl Encoding {
         Ok(match tag {
             0 => Self::Plain,
             1 => Self::Constant,
+            2 => Self::Bits,
             3 => Self::Integers,
-            other => return Err(corrupt("encoding", other, "0, 1 or 3")),
+            4 => Self::Dictionary,
+            5 => Self::Floats,
+            6 => Self::Text,
+            7 => Self::CompressedText,
+            other => return Err(corrupt("encoding", other, "0 to 7")),
         })
+    }
+
+    /// Refuses an encoding in a chunk of a type that does not have it.
+    fn check(self, data_type: &DataType) -> Result<()> {
+        let fits = match self {
+            Self::Plain | Self::Constant => true,
+            Self::Bits => data_type == &DataType::Boolean,
+            Self::Integers => integers::width(data_type).is_some(),
+            Self::Dictionary => text::is_text(data_type) || data_type.primitive_width().is_some(),
+            Self::Floats => matches!(data_type, DataType::Float32 | DataType::Float64),
+            Self::Text | Self::CompressedText => text::is_text(data_type),
+        };
+        match fits {
+            true => Ok(()),
+            false => Err(corrupt(
+                "encoding",
+                self.name(),
+                format!("one of {data_type}"),
+            )),
+        }
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Constant => "constant",
+            Self::Bits => "bits",
             Self::Integers => "integers",
+            Self::Dictionary => "dictionary",
+            Self::Floats => "floats",
+            Self::Text => "text",
+            Self::CompressedText => "compressed text",
         }
     }
 }
@@ -129,6 +170,8 @@ enum Shared {
     Nothing,
     Plain(ArrowChunk),
     Constant(ArrayRef),
+    Dictionary(Dictionary),
+    Symbols(Box<Symbols>),
 }
 
 /// One block's place.
@@ -210,8 +253,9 @@ impl PackedChunk {
         let mut base = [0; 16];
         base.copy_from_slice(&bytes[72..88]);
         let rows = rows as usize;
-        let shared = Shared::open(encoding, shared_bytes, data_type, rows)?;
-        integers::check(encoding, data_type)?;
+        encoding.check(data_type)?;
+        let values = read_u32(&bytes, 28) as usize;
+        let shared = Shared::open(encoding, shared_bytes, data_type, rows, values)?;
         let inner = Inner {
             data_type: data_type.clone(),
             encoding,
@@ -292,8 +336,16 @@ impl PackedChunk {
 
     /// Whether some row may equal `value`: false only where a dictionary shows that none does.
     pub fn may_contain(&self, value: &Scalar<ArrayRef>) -> bool {
-        let _ = value;
-        true
+        match &self.inner.shared {
+            Shared::Dictionary(_) | Shared::Constant(_) => {
+                let equal = Comparison::Compare {
+                    op: Operator::Eq,
+                    value: value.clone(),
+                };
+                self.prepare(&equal).is_none_or(|test| !test.is_never())
+            }
+            _ => true,
+        }
     }
 
     /// How the values are encoded, for people: the name, and the bits that a row takes.
@@ -303,6 +355,12 @@ impl PackedChunk {
         let bits = (values * 8) as f64 / self.inner.rows.max(1) as f64;
         match self.inner.encoding {
             Encoding::Constant => name.to_owned(),
+            Encoding::Dictionary => match &self.inner.shared {
+                Shared::Dictionary(dictionary) => {
+                    format!("{name} of {}, {bits:.1} bits", dictionary.len)
+                }
+                _ => name.to_owned(),
+            },
             _ => format!("{name}, {bits:.1} bits"),
         }
     }
@@ -321,7 +379,13 @@ pub fn validate_packed(bytes: Bytes, data_type: &DataType) -> Result<()> {
 }
 
 impl Shared {
-    fn open(encoding: Encoding, bytes: Bytes, data_type: &DataType, rows: usize) -> Result<Self> {
+    fn open(
+        encoding: Encoding,
+        bytes: Bytes,
+        data_type: &DataType,
+        rows: usize,
+        values: usize,
+    ) -> Result<Self> {
         match encoding {
             Encoding::Plain => {
                 let chunk = ArrowChunk::open(bytes, data_type)?;
@@ -337,7 +401,13 @@ impl Shared {
                 }
                 Ok(Self::Constant(chunk.checked_block(0)?))
             }
-            Encoding::Integers => Ok(Self::Nothing),
+            Encoding::Dictionary => {
+                Dictionary::open(bytes, data_type, values).map(Self::Dictionary)
+            }
+            Encoding::CompressedText => Ok(Self::Symbols(Box::new(Symbols::open(&bytes)?))),
+            Encoding::Bits | Encoding::Integers | Encoding::Floats | Encoding::Text => {
+                Ok(Self::Nothing)
+            }
         }
     }
 }
@@ -409,16 +479,45 @@ impl Inner {
         match &self.shared {
             Shared::Plain(chunk) => return chunk.checked_block(block),
             Shared::Constant(value) => return repeated(value, self.block_rows(block)),
-            Shared::Nothing => {}
+            Shared::Nothing | Shared::Dictionary(_) | Shared::Symbols(_) => {}
         }
         let parts = self.parts(block)?;
         if parts.all_null {
             return Ok(new_null_array(&self.data_type, parts.rows));
         }
-        with_scratch(|scratch| match self.encoding {
-            Encoding::Integers => integers::decode(self, &parts, scratch),
-            Encoding::Plain | Encoding::Constant => unreachable!("returned above"),
+        self.decode(&parts, None)
+    }
+
+    /// The values of a block that is not all null, all or those of some rows, ascending.
+    fn decode(&self, parts: &Parts, rows: Option<&[u32]>) -> Result<ArrayRef> {
+        with_scratch(|scratch| match (self.encoding, &self.shared) {
+            (_, Shared::Dictionary(dictionary)) => dictionary.decode(parts, rows, scratch),
+            (_, Shared::Symbols(symbols)) => self.decode_text(parts, rows, Some(symbols), scratch),
+            (Encoding::Text, _) => self.decode_text(parts, rows, None, scratch),
+            (Encoding::Floats, _) => floats::decode(&self.data_type, parts, rows, scratch),
+            (Encoding::Bits, _) => parts.booleans(rows),
+            (_, _) => integers::decode(self, parts, rows, scratch),
         })
+    }
+
+    fn decode_text(
+        &self,
+        parts: &Parts,
+        rows: Option<&[u32]>,
+        symbols: Option<&Symbols>,
+        scratch: &mut Scratch,
+    ) -> Result<ArrayRef> {
+        let block = text::Block::open(&parts.payload, parts.rows)?;
+        let views = match rows {
+            None => block.decode(symbols, 0, scratch)?,
+            Some(rows) => block.gather(symbols, rows, scratch)?,
+        };
+        text::array(
+            &self.data_type,
+            views.views,
+            [views.data],
+            parts.nulls(rows),
+        )
     }
 
     fn filtered(&self, block: usize, keep: &BooleanBuffer) -> Result<ArrayRef> {
@@ -430,7 +529,7 @@ impl Inner {
         match &self.shared {
             Shared::Constant(value) => return repeated(value, kept),
             Shared::Plain(_) => {}
-            Shared::Nothing => {
+            Shared::Nothing | Shared::Dictionary(_) | Shared::Symbols(_) => {
                 let parts = self.parts(block)?;
                 if parts.all_null {
                     return Ok(new_null_array(&self.data_type, kept));
@@ -438,10 +537,7 @@ impl Inner {
                 // Above this share, unpacking all and filtering is as fast.
                 if kept * 4 <= rows {
                     let rows: Vec<u32> = keep.set_indices_u32().collect();
-                    return with_scratch(|scratch| match self.encoding {
-                        Encoding::Integers => integers::gather(self, &parts, &rows, scratch),
-                        Encoding::Plain | Encoding::Constant => unreachable!("matched above"),
-                    });
+                    return self.decode(&parts, Some(&rows));
                 }
             }
         }
@@ -480,12 +576,26 @@ struct Parts {
 }
 
 impl Parts {
-    /// The nulls at `rows`.
-    fn nulls_at(&self, rows: &[u32]) -> Option<NullBuffer> {
+    /// The nulls of all rows, or of some.
+    fn nulls(&self, rows: Option<&[u32]>) -> Option<NullBuffer> {
         let nulls = self.nulls.as_ref()?;
-        Some(NullBuffer::from_iter(
-            rows.iter().map(|row| nulls.is_valid(*row as usize)),
-        ))
+        Some(match rows {
+            None => nulls.clone(),
+            Some(rows) => {
+                NullBuffer::from_iter(rows.iter().map(|row| nulls.is_valid(*row as usize)))
+            }
+        })
+    }
+
+    /// The values of a block of booleans.
+    fn booleans(&self, rows: Option<&[u32]>) -> Result<ArrayRef> {
+        part(&self.payload, "booleans", 0, self.rows.div_ceil(8))?;
+        let bits = BooleanBuffer::new(buffer(self.payload.clone()), 0, self.rows);
+        let values = match rows {
+            None => bits,
+            Some(rows) => rows.iter().map(|row| bits.value(*row as usize)).collect(),
+        };
+        Ok(Arc::new(BooleanArray::new(values, self.nulls(rows))))
     }
 }
 

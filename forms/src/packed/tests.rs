@@ -108,6 +108,417 @@ fn values() -> impl Strategy<Value = Vec<Option<i128>>> {
     })
 }
 
+/// Operands to compare the values of an array with: some of its own, and some beside them.
+fn operands(array: &ArrayRef) -> Vec<Scalar<ArrayRef>> {
+    let mut operands: Vec<ArrayRef> = (0..array.len())
+        .step_by((array.len() / 4).max(1))
+        .map(|at| array.slice(at, 1))
+        .collect();
+    if integers::width(array.data_type()).is_some() {
+        for value in [i128::MIN, -1, 0, 1, 9, 1000, i128::MAX] {
+            operands.push(integers(&[Some(value)], array.data_type()));
+        }
+    }
+    match array.data_type() {
+        DataType::Float64 => {
+            for value in [f64::NAN, -0.0, 0.0, 0.25, f64::INFINITY, -f64::NAN] {
+                operands.push(Arc::new(Float64Array::from(vec![value])));
+            }
+        }
+        DataType::Utf8View => {
+            for value in ["", "a", "word 3", "word number seventeen", "\u{10ffff}"] {
+                operands.push(Arc::new(StringViewArray::from(vec![value])));
+            }
+        }
+        _ => {}
+    }
+    operands.push(new_null_array(array.data_type(), 1));
+    operands.into_iter().map(Scalar::new).collect()
+}
+
+/// Every predicate on packed values says what Arrow's kernels say of the array.
+fn assert_compares(array: &ArrayRef) {
+    let chunk = Chunk::Packed(packed(array));
+    let operands = operands(array);
+    let operators = [
+        Operator::Eq,
+        Operator::NotEq,
+        Operator::Lt,
+        Operator::LtEq,
+        Operator::Gt,
+        Operator::GtEq,
+    ];
+    let mut comparisons = vec![Comparison::IsNull, Comparison::IsNotNull];
+    for (at, value) in operands.iter().enumerate() {
+        for op in operators {
+            comparisons.push(Comparison::Compare {
+                op,
+                value: value.clone(),
+            });
+        }
+        comparisons.push(Comparison::Between {
+            low: value.clone(),
+            high: operands[(at + 2) % operands.len()].clone(),
+        });
+    }
+    let lists: Vec<ArrayRef> = operands.iter().map(|v| v.clone().into_inner()).collect();
+    for lists in [
+        &lists[..],
+        &lists[..lists.len().min(2)],
+        &lists[lists.len() - 1..],
+    ] {
+        let lists: Vec<&dyn Array> = lists.iter().map(|list| list.as_ref()).collect();
+        comparisons.push(Comparison::In {
+            values: arrow::compute::concat(&lists).unwrap(),
+        });
+    }
+    let is_odd = |values: &ArrayRef| {
+        let hashes = (0..values.len())
+            .map(|at| values.is_null(at) || format!("{:?}", values.slice(at, 1)).len() % 2 == 1);
+        Some(BooleanArray::from_iter(hashes.map(Some)))
+    };
+    comparisons.push(Comparison::OnDictionary(Arc::new(is_odd)));
+    for comparison in &comparisons {
+        let prepared = chunk.prepare(comparison);
+        if let Comparison::Compare {
+            op: Operator::Eq,
+            value,
+        } = comparison
+        {
+            let exists = kernel(comparison, array).true_count() > 0;
+            assert!(!exists || chunk.may_contain(value), "{value:?}");
+            if exists {
+                assert!(prepared.as_ref().is_none_or(|p| !p.is_never()));
+            }
+        }
+        let Some(prepared) = prepared else {
+            continue;
+        };
+        let mut at = 0;
+        for block in 0..chunk.blocks() {
+            let part = array.slice(at, chunk.block_rows(block));
+            at += part.len();
+            let expected = kernel(comparison, &part);
+            let found = prepared.evaluate(block).unwrap();
+            assert_eq!(found.len(), expected.len());
+            for row in 0..part.len() {
+                assert_eq!(
+                    found.value(row),
+                    expected.is_valid(row) && expected.value(row),
+                    "{comparison:?} of {:?}, {}",
+                    part.slice(row, 1),
+                    chunk.encoding()
+                );
+            }
+        }
+    }
+}
+
+fn kernel(comparison: &Comparison, values: &ArrayRef) -> BooleanArray {
+    use arrow::compute::kernels::cmp;
+    match comparison {
+        Comparison::Compare { op, value } => match op {
+            Operator::Eq => cmp::eq(values, value),
+            Operator::NotEq => cmp::neq(values, value),
+            Operator::Lt => cmp::lt(values, value),
+            Operator::LtEq => cmp::lt_eq(values, value),
+            Operator::Gt => cmp::gt(values, value),
+            Operator::GtEq => cmp::gt_eq(values, value),
+        }
+        .unwrap(),
+        Comparison::Between { low, high } => {
+            let above = cmp::gt_eq(values, low).unwrap();
+            let below = cmp::lt_eq(values, high).unwrap();
+            arrow::compute::and_kleene(&above, &below).unwrap()
+        }
+        Comparison::In { values: list } => {
+            let mut hits = BooleanArray::new(BooleanBuffer::new_unset(values.len()), None);
+            for at in (0..list.len()).filter(|at| list.is_valid(*at)) {
+                let one = Scalar::new(list.slice(at, 1));
+                hits = arrow::compute::or_kleene(&hits, &cmp::eq(values, &one).unwrap()).unwrap();
+            }
+            hits
+        }
+        Comparison::IsNull => arrow::compute::is_null(values).unwrap(),
+        Comparison::IsNotNull => arrow::compute::is_not_null(values).unwrap(),
+        Comparison::OnDictionary(evaluate) => evaluate(values).unwrap(),
+    }
+}
+
+fn floats(values: &[Option<i128>]) -> Vec<ArrayRef> {
+    let specials = [
+        f64::NAN,
+        -f64::NAN,
+        -0.0,
+        f64::INFINITY,
+        f64::MIN_POSITIVE,
+        0.1 + 0.2,
+    ];
+    let double = |v: i128, most: i128| match v.rem_euclid(most) {
+        7 => specials[(v / most).rem_euclid(6) as usize],
+        _ => (v as i64 as f64) / 100.0,
+    };
+    let of = |most| {
+        let doubles = values.iter().map(|v| v.map(|v| double(v, most)));
+        Float64Array::from_iter(doubles)
+    };
+    let (many, few) = (of(8), of(i128::MAX));
+    let narrow =
+        |array: &Float64Array| Float32Array::from_iter(array.iter().map(|v| v.map(|v| v as f32)));
+    let thirds = few.iter().map(|v| v.map(|v| v / 3.0));
+    vec![
+        Arc::new(narrow(&many)),
+        Arc::new(narrow(&few)),
+        Arc::new(Float64Array::from_iter(thirds)),
+        Arc::new(many),
+        Arc::new(few),
+    ]
+}
+
+fn texts(values: &[Option<i128>]) -> Vec<ArrayRef> {
+    let words = values.iter().map(|v| v.map(|v| format!("word {}", v % 30)));
+    let unique = values.iter().enumerate().map(|(at, v)| {
+        v.map(|v| match v.rem_euclid(5) {
+            0 => String::new(),
+            1 => format!("ä{v}"),
+            _ => format!("the value number {at} is {v} and some words more"),
+        })
+    });
+    let noise = values.iter().enumerate().map(|(at, v)| {
+        v.map(|v| {
+            (v ^ (at as i128) << 70)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_ac1d)
+                .to_le_bytes()
+        })
+    });
+    let noise: Vec<_> = noise.collect();
+    let constant = values.iter().map(|_| Some("always the same words"));
+    vec![
+        Arc::new(StringViewArray::from_iter(words.clone())),
+        Arc::new(BinaryViewArray::from_iter(words)),
+        Arc::new(StringViewArray::from_iter(unique.clone())),
+        Arc::new(BinaryViewArray::from_iter(unique)),
+        Arc::new(BinaryViewArray::from_iter(
+            noise.iter().map(|v| v.as_ref().map(|v| &v[..])),
+        )),
+        Arc::new(StringViewArray::from_iter(constant)),
+    ]
+}
+
+/// Types that are plain inside, and booleans.
+fn others(values: &[Option<i128>]) -> Vec<ArrayRef> {
+    let longs = Int64Array::from_iter(values.iter().map(|v| v.map(|v| v as i64)));
+    let booleans = BooleanArray::from_iter(values.iter().map(|v| v.map(|v| v % 3 == 0)));
+    let lists = ListArray::from_iter_primitive::<Int32Type, _, _>(
+        values
+            .iter()
+            .map(|v| v.map(|v| (0..v.rem_euclid(4) as i32).map(Some).collect::<Vec<_>>())),
+    );
+    let strings = StringArray::from_iter(values.iter().map(|v| v.map(|v| v.to_string())));
+    let fixed = FixedSizeBinaryArray::try_from_sparse_iter_with_size(
+        values.iter().map(|v| v.map(|v| v.to_le_bytes())),
+        16,
+    );
+    let fields = Fields::from(vec![
+        Field::new("a", DataType::Int64, true),
+        Field::new("b", DataType::Boolean, true),
+    ]);
+    let nested: Vec<ArrayRef> = vec![Arc::new(longs), Arc::new(booleans.clone())];
+    let intervals = values
+        .iter()
+        .map(|v| v.map(|v| IntervalMonthDayNano::new(v as i32, (v % 3) as i32, v as i64)));
+    vec![
+        Arc::new(booleans),
+        Arc::new(lists),
+        Arc::new(strings),
+        Arc::new(fixed.unwrap()),
+        Arc::new(StructArray::new(fields, nested, None)),
+        Arc::new(IntervalMonthDayNanoArray::from_iter(intervals)),
+        Arc::new(BooleanArray::from(vec![Some(true); values.len()])),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_floats_read_back(values in values()) {
+        for array in floats(&values) {
+            assert_reads_back(&array);
+        }
+    }
+
+    #[test]
+    fn any_text_reads_back(values in values()) {
+        for array in texts(&values) {
+            assert_reads_back(&array);
+        }
+    }
+
+    #[test]
+    fn any_other_values_read_back(values in values()) {
+        for array in others(&values) {
+            assert_reads_back(&array);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn any_comparison_of_integers_is_that_of_arrow(values in values()) {
+        for data_type in integer_types() {
+            assert_compares(&integers(&values, &data_type));
+        }
+    }
+
+    #[test]
+    fn any_comparison_of_floats_and_text_is_that_of_arrow(values in values()) {
+        for array in floats(&values).iter().chain(&texts(&values)) {
+            assert_compares(array);
+        }
+        assert_compares(&(Arc::new(BooleanArray::from_iter(values.iter().map(|v| v.map(|v| v % 3 == 0)))) as ArrayRef));
+    }
+
+    #[test]
+    fn damage_is_an_error_and_never_a_panic(
+        values in values(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut arrays = floats(&values);
+        arrays.extend(texts(&values));
+        arrays.extend(others(&values));
+        arrays.push(integers(&values, &DataType::Decimal128(38, 2)));
+        arrays.push(integers(&values, &DataType::Int32));
+        for array in arrays {
+            let mut bytes = encode_packed(std::slice::from_ref(&array), array.data_type()).unwrap();
+            for (at, with) in &damage {
+                let at = at.index(bytes.len());
+                bytes[at] ^= with;
+            }
+            exercise(aligned(&bytes), array.data_type());
+        }
+    }
+}
+
+/// Does all that a reader does; whatever it finds is fine, as long as it returns.
+fn exercise(bytes: Bytes, data_type: &DataType) {
+    let valid = validate_packed(bytes.clone(), data_type).is_ok();
+    let Ok(chunk) = PackedChunk::open(bytes, data_type) else {
+        return;
+    };
+    let _ = (chunk.encoding(), chunk.statistics(), chunk.zones());
+    for block in 0..chunk.blocks().min(4) {
+        let rows = chunk.block_rows(block);
+        let values = chunk.block(block);
+        assert!(!valid || values.is_ok());
+        let keep = BooleanBuffer::from_iter((0..rows).map(|row| row % 9 == 1));
+        let _ = chunk.filtered(block, &keep);
+        let null = Scalar::new(new_null_array(data_type, 1));
+        for comparison in [
+            Comparison::IsNull,
+            Comparison::Compare {
+                op: Operator::GtEq,
+                value: null,
+            },
+            Comparison::OnDictionary(Arc::new(|values: &ArrayRef| {
+                Some(BooleanArray::from(vec![true; values.len()]))
+            })),
+        ] {
+            if let Some(prepared) = chunk.prepare(&comparison) {
+                let _ = prepared.evaluate(block);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_encoding_follows_the_values() {
+    let rows = 40_000i64;
+    let noise = |i: i64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64);
+    let cases: Vec<(&str, ArrayRef)> = vec![
+        (
+            "constant",
+            Arc::new(Int64Array::from_iter_values((0..rows).map(|_| 5))),
+        ),
+        (
+            "integers",
+            Arc::new(Int64Array::from_iter_values(
+                (0..rows).map(|i| i * 7 % 1000),
+            )),
+        ),
+        (
+            "dictionary of 13",
+            Arc::new(Int64Array::from_iter_values(
+                (0..rows).map(|i| noise(noise(i).rem_euclid(13))),
+            )),
+        ),
+        (
+            "floats",
+            Arc::new(Float64Array::from_iter_values(
+                (0..rows).map(|i| (i * 7 % 9973) as f64 / 100.0),
+            )),
+        ),
+        (
+            "plain",
+            Arc::new(Float64Array::from_iter_values(
+                (0..rows).map(|i| f64::from_bits(noise(i) as u64 >> 2)),
+            )),
+        ),
+        (
+            "dictionary of 30",
+            Arc::new(StringViewArray::from_iter_values(
+                (0..rows).map(|i| format!("word {}", i % 30)),
+            )),
+        ),
+        (
+            "compressed text",
+            Arc::new(StringViewArray::from_iter_values(
+                (0..rows).map(|i| format!("some words and the number {i}")),
+            )),
+        ),
+        (
+            "text",
+            Arc::new(BinaryViewArray::from_iter_values(
+                (0..rows).map(|i| noise(noise(i)).to_le_bytes()),
+            )),
+        ),
+        (
+            "bits",
+            Arc::new(BooleanArray::from_iter((0..rows).map(|i| Some(i % 3 == 0)))),
+        ),
+        (
+            "constant",
+            new_null_array(&DataType::Utf8View, rows as usize),
+        ),
+    ];
+    for (expected, array) in cases {
+        let chunk = packed(&array);
+        assert!(
+            chunk.encoding().starts_with(expected),
+            "{} is not {expected}",
+            chunk.encoding()
+        );
+        assert_reads_back(&array);
+        assert_compares(&array.slice(0, 3000));
+    }
+}
+
+#[test]
+fn views_of_a_dictionary_point_into_the_chunk() {
+    let words = (0..20_000).map(|i| format!("a word longer than twelve bytes {}", i % 9));
+    let array: ArrayRef = Arc::new(StringViewArray::from_iter_values(words));
+    let bytes = aligned(&encode_packed(std::slice::from_ref(&array), &DataType::Utf8View).unwrap());
+    let inside = bytes.as_ptr_range();
+    let chunk = PackedChunk::open(bytes.clone(), &DataType::Utf8View).unwrap();
+    for block in 0..chunk.blocks() {
+        let found = chunk.block(block).unwrap();
+        let buffers = found.as_string_view().data_buffers();
+        assert!(inside.contains(&buffers[0].as_ptr()));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
