@@ -50,6 +50,8 @@
 #![deny(unsafe_code)]
 
 mod client;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod driver;
 mod error;
 mod health;
@@ -58,6 +60,10 @@ mod memory;
 mod path;
 mod segment;
 mod statistics;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod tls;
 mod transport;
 pub mod wire;
 mod wrap;
@@ -68,7 +74,13 @@ pub use in_process::InProcess;
 pub use memory::{BLOCK_ALIGN, Block, BlockPool};
 pub use segment::{Segment, SegmentKey, SegmentSource};
 pub use statistics::PathStatistics;
+pub use tcp::{Server, ServerHandle, ServerSettings, ServerStatistics, Tcp, TcpSettings};
+#[cfg(any(test, feature = "conformance"))]
+pub use tcp::{link_over, serve_over};
+pub use tls::{ROLE_PREFIX, Tls, TlsSettings};
 pub use transport::{
     CallHandler, Link, NoCalls, Outcomes, PeerIdentity, RESERVED_METHODS, Read, Role, Transport,
     TransportKind,
 };
+#[cfg(any(test, feature = "conformance"))]
+pub use wrap::{Fault, FaultPlan, Faulty, Throttled};

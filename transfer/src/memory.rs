@@ -244,6 +244,14 @@ impl PoolState {
     }
 }
 
+/// Maps a file that nobody changes while it is mapped, for the segments of tests.
+#[cfg(any(test, feature = "conformance"))]
+#[expect(unsafe_code, reason = "mapping a file")]
+pub(crate) fn map_file(file: &std::fs::File) -> std::io::Result<memmap2::Mmap> {
+    // SAFETY: the conformance suite made the file for itself, and does not write it again.
+    unsafe { memmap2::Mmap::map(file) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

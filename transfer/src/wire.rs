@@ -22,6 +22,9 @@ pub const MESSAGE_BYTES_MAX: usize = 4096;
 /// Reads in one frame at most.
 pub const READS_PER_FRAME_MAX: u32 = 4096;
 
+/// A bit of a server's `features`: it refuses, and a `GOODBYE` that says why follows at once.
+pub const HELLO_REFUSES: u32 = 1;
+
 /// Why bytes are not what the protocol says: what was found, and what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -604,6 +607,7 @@ mod tests {
             ("CALL_BYTES_MAX", CALL_BYTES_MAX.to_string()),
             ("MESSAGE_BYTES_MAX", MESSAGE_BYTES_MAX.to_string()),
             ("READS_PER_FRAME_MAX", READS_PER_FRAME_MAX.to_string()),
+            ("HELLO_REFUSES", HELLO_REFUSES.to_string()),
             ("RESERVED_METHODS", RESERVED_METHODS.to_string()),
         ];
         rows.extend(RefusalKind::ALL.map(|kind| (kind.as_str(), kind.code().to_string())));

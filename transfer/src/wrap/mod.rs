@@ -1,12 +1,21 @@
 //! Links around links: what every transport gets without doing it itself, and what tests add.
 
 mod deadline;
+#[cfg(any(test, feature = "conformance"))]
+mod fault;
 mod metered;
+#[cfg(any(test, feature = "conformance"))]
+mod throttle;
 mod verified;
 
 pub(crate) use deadline::{DeadlineLink, passed};
 pub(crate) use metered::MeteredLink;
 pub(crate) use verified::VerifiedLink;
+
+#[cfg(any(test, feature = "conformance"))]
+pub use fault::{Fault, FaultPlan, Faulty};
+#[cfg(any(test, feature = "conformance"))]
+pub use throttle::Throttled;
 
 /// Passes on what a wrapper of a link leaves as it is.
 macro_rules! delegate_link {
