@@ -576,8 +576,8 @@ async fn a_stale_directory_costs_misses_only() {
             "what was disproved is not asked again"
         );
         node.show(here.known(0, |_| {}));
-        equal("told anew", &node.rows(SCAN).await, &expected);
-        assert!(node.reader.statistics().counts().remote_tcp > 0);
+        // Whoever sent many wrong chunks is left for a while first.
+        comes_back(&node).await;
     }
     let unknown = here.known(0, |holder| holder.form = 99);
     let node = here.node_that_knows(0, unknown).await;
