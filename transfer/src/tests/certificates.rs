@@ -168,7 +168,7 @@ async fn nodes_and_readers_are_let_in_and_readers_do_not_serve() {
 }
 
 #[tokio::test]
-async fn clients_without_role_expired_foreign_and_without_certificate_are_told_apart() {
+async fn clients_without_role_expired_and_foreign_are_told_apart() {
     let authority = Authority::new("stoa");
     let foreign = Authority::new("elsewhere");
     let server = serve(authority.sign("node-1", Some("node"), false)).await;

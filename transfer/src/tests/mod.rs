@@ -2,6 +2,7 @@
 
 mod certificates;
 mod conforming;
+mod faults;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
