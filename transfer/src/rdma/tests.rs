@@ -23,6 +23,8 @@ use crate::error::{ErrorKind, Refusal};
 use crate::in_process::InProcess;
 use crate::segment::{Segment, SegmentKey, SegmentSource};
 use crate::tcp::{ServerHandle, ServerSettings, Tcp, TcpSettings};
+use crate::tests::certificates::Authority;
+use crate::tls::Tls;
 use crate::transport::{Link, Outcomes, PeerIdentity, Read, TransportKind};
 
 fn address() -> IpAddr {
@@ -87,7 +89,9 @@ struct Nothing;
 
 impl SegmentSource for Nothing {
     fn open(&self, key: SegmentKey) -> crate::error::Result<Segment, Refusal> {
-        Err(Refusal::failed(format!("{key} came over the transport below")))
+        Err(Refusal::failed(format!(
+            "{key} came over the transport below"
+        )))
     }
 }
 
@@ -184,7 +188,8 @@ fn pair_with(
 
 /// The bytes of a segment, made once: guests are slow.
 fn truth(segment: u64, bytes: usize) -> Arc<Vec<u8>> {
-    static MADE: Mutex<BTreeMap<(u64, usize), Arc<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+    type Made = BTreeMap<(u64, usize), Arc<Vec<u8>>>;
+    static MADE: Mutex<Made> = Mutex::new(Made::new());
     let mut made = MADE.lock().unwrap();
     made.entry((segment, bytes))
         .or_insert_with(|| Arc::new(content(segment, bytes)))
@@ -254,7 +259,12 @@ async fn a_device_brings_reads_of_every_size() {
         let start = read.offset as usize;
         let expected = &truth(read.segment.segment, BYTES)[start..start + block.len()];
         assert!(*block == *expected, "{read:?} brought other bytes");
-        assert!(block.as_ptr().addr().is_multiple_of(crate::memory::BLOCK_ALIGN));
+        assert!(
+            block
+                .as_ptr()
+                .addr()
+                .is_multiple_of(crate::memory::BLOCK_ALIGN)
+        );
     }
     assert_eq!(pair.setup.server.registered_bytes(), 3 * BYTES as u64);
     let path = pair.path(TransportKind::Rdma);
@@ -298,7 +308,10 @@ async fn reads_without_checksum_or_memory_take_the_transport_below() {
     for outcome in pair.read(vec![checked, unchecked]).await {
         assert!(*outcome.unwrap() == **truth(1, BYTES));
     }
-    assert!(pair.setup.server.registered_bytes() > 0, "the segment was granted");
+    assert!(
+        pair.setup.server.registered_bytes() > 0,
+        "the segment was granted"
+    );
 }
 
 /// What the server refuses over TCP it refuses here, with the same kind: the caller looks up again
@@ -321,10 +334,7 @@ async fn refusals_are_those_of_the_other_transports() {
         segment: key(INCARNATION + 1, 1),
         ..good
     };
-    let behind = Read {
-        offset: 1,
-        ..good
-    };
+    let behind = Read { offset: 1, ..good };
     let overflowing = Read {
         offset: u64::MAX,
         ..good
@@ -342,7 +352,11 @@ async fn refusals_are_those_of_the_other_transports() {
         assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }
-    assert!(outcomes[4].is_ok(), "the connection goes on: {:?}", outcomes[4]);
+    assert!(
+        outcomes[4].is_ok(),
+        "the connection goes on: {:?}",
+        outcomes[4]
+    );
     assert_eq!(pair.path(TransportKind::Rdma).connections, 1);
 }
 
@@ -411,7 +425,10 @@ async fn nothing_is_read_behind_a_segment() {
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} does not come");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{what} does not come"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -465,7 +482,10 @@ async fn a_revoked_region_cannot_be_read() {
     let (_, outcome) = link.submit(reads.clone(), soon()).next().await.unwrap();
     let error = outcome.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
-    assert!(error.to_string().contains("completion status 10"), "{error}");
+    assert!(
+        error.to_string().contains("completion status 10"),
+        "{error}"
+    );
     assert!(link.is_closed());
     let (_, outcome) = link.submit(reads.clone(), soon()).next().await.unwrap();
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Closed);
@@ -487,11 +507,7 @@ async fn a_connection_needs_a_token_and_a_token_is_good_once() {
     };
     let rdma = Rdma::new(settings(), Arc::new(InProcess::default())).unwrap();
     let open = Bytes::copy_from_slice(&wire::open_request());
-    let answer = pair
-        .setup
-        .call(&me, wire::METHOD_OPEN, open)
-        .await
-        .unwrap();
+    let answer = pair.setup.call(&me, wire::METHOD_OPEN, open).await.unwrap();
     let answer = wire::parse_open_answer(&answer).unwrap();
     let host = std::net::SocketAddr::new(address(), answer.port);
 
@@ -550,7 +566,10 @@ async fn a_peer_without_rdma_is_read_over_the_transport_below() {
     let paths = client.paths();
     assert_eq!(paths[0].transport, TransportKind::InProcess);
     assert_eq!(paths[0].reads, 2);
-    assert!(paths[1].last_error.as_ref().unwrap().contains("no method"), "{paths:?}");
+    assert!(
+        paths[1].last_error.as_ref().unwrap().contains("no method"),
+        "{paths:?}"
+    );
 }
 
 /// Of two addresses the first leads nowhere over RDMA: the second one does.
@@ -591,10 +610,11 @@ async fn a_batch_whose_device_is_removed_ends_over_the_transport_below() {
     const BYTES: usize = 16 << 20;
     let segments = Segments::new(2, BYTES);
     let pair = pair(segments.clone(), segments);
-    let reads: Vec<Read> = (0..64)
-        .map(|n| read(1 + n as u64 % 2, n / 2 * (512 << 10), 512 << 10, BYTES))
+    // Enough that the device is gone long before they have all come.
+    let reads: Vec<Read> = (0..512)
+        .map(|n| read(1 + n as u64 % 2, n / 2 % 32 * (512 << 10), 512 << 10, BYTES))
         .collect();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let mut batch = pair.client.submit(&pair.peer, reads.clone(), deadline);
     let (_, first) = batch.next().await.unwrap();
     first.unwrap();
@@ -625,7 +645,16 @@ async fn a_batch_whose_device_is_removed_ends_over_the_transport_below() {
 }
 
 /// Pairs over TCP and the device. The server is told when a read took TCP.
-struct DevicePairs;
+struct DevicePairs {
+    authority: Option<Authority>,
+}
+
+impl DevicePairs {
+    fn tls(&self, name: &str) -> Option<Tls> {
+        let settings = self.authority.as_ref()?.sign(name, Some("node"), false);
+        Some(Tls::open(settings).unwrap())
+    }
+}
 
 /// Makes every read one that may go over the device. What is asked for is compared around this.
 #[derive(Debug)]
@@ -709,14 +738,21 @@ impl conformance::Pairs for DevicePairs {
     ) -> conformance::Pair {
         let server = ServerSettings {
             address: format!("{}:0", address()),
-            insecure: true,
+            tls: self.tls("server"),
+            insecure: self.authority.is_none(),
             ..ServerSettings::default()
         };
+        let below = Tcp::new(TcpSettings {
+            tls: self.tls("client"),
+            insecure: self.authority.is_none(),
+            ..TcpSettings::default()
+        });
+        let rdma = Rdma::new(settings(), Arc::new(below)).unwrap();
         let server = serve_with_rdma(server, &settings(), segments, calls)
             .await
             .unwrap();
         conformance::Pair {
-            transport: Arc::new(Checked(Rdma::new(settings(), tcp()).unwrap())),
+            transport: Arc::new(Checked(rdma)),
             address: server.address().to_string(),
             server: Box::new(ByDeviceOnly(server)),
         }
@@ -726,13 +762,62 @@ impl conformance::Pairs for DevicePairs {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a device: tests/rdma/run.sh"]
 async fn rdma_conforms() {
-    conformance::all(&DevicePairs).await;
+    conformance::all(&DevicePairs { authority: None }).await;
+}
+
+/// What sets RDMA up is inside of TLS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a device: tests/rdma/run.sh"]
+async fn rdma_set_up_over_tls_conforms() {
+    let authority = Some(Authority::new("test"));
+    conformance::all(&DevicePairs { authority }).await;
 }
 
 #[tokio::test]
 #[ignore = "needs a device: tests/rdma/run.sh"]
 async fn rdma_conforms_on_one_thread() {
-    conformance::all(&DevicePairs).await;
+    conformance::all(&DevicePairs { authority: None }).await;
+}
+
+/// Loopback has no device on any host: what allows RDMA is served and read over TCP all the same,
+/// and nothing is said to be wrong.
+#[tokio::test]
+async fn where_no_device_leads_everything_takes_tcp() {
+    const BYTES: usize = 1 << 16;
+    let segments = Segments::new(1, BYTES);
+    let enabled = settings();
+    let server = serve_with_rdma(
+        ServerSettings::default(),
+        &enabled,
+        segments,
+        Arc::new(NoCalls),
+    )
+    .await
+    .unwrap();
+    let peer = PeerAddress {
+        id: "a".to_string(),
+        addresses: vec![server.address().to_string()],
+    };
+    let client = Client::new(ClientSettings::default(), with_rdma(&enabled, tcp()));
+    let batch = client.submit(&peer, vec![read(1, 0, BYTES, BYTES)], soon());
+    assert!(*batch.into_vec().await.remove(0).unwrap() == **truth(1, BYTES));
+    let tcp_path = &client.paths()[0];
+    assert_eq!(tcp_path.transport, TransportKind::Tcp);
+    assert_eq!((tcp_path.reads, tcp_path.errors.len()), (1, 0));
+    assert_eq!(server.statistics().reads, 1);
+}
+
+/// Without consent there is no RDMA, whatever the host has.
+#[tokio::test]
+async fn rdma_needs_consent() {
+    let settings = RdmaSettings::default();
+    assert!(!settings.enabled);
+    let transports = with_rdma(&settings, tcp());
+    assert_eq!(transports.len(), 1);
+    assert_eq!(transports[0].kind(), TransportKind::Tcp);
+    let any = IpAddr::from([0, 0, 0, 0]);
+    let server = RdmaServer::start(any, settings, Segments::new(1, 64)).unwrap();
+    assert!(server.is_none());
 }
 
 /// Where a guest of a pair serves.
@@ -814,7 +899,11 @@ fn tell(client: &Client) {
 async fn wait_for_peer(client: &Client, peer: &PeerAddress) {
     let start = Instant::now();
     loop {
-        let batch = client.submit(peer, pair_reads(1, 4096), Instant::now() + Duration::from_secs(2));
+        let batch = client.submit(
+            peer,
+            pair_reads(1, 4096),
+            Instant::now() + Duration::from_secs(2),
+        );
         match batch.into_vec().await.remove(0) {
             Ok(_) => return,
             Err(error) => assert!(start.elapsed() < Duration::from_secs(120), "{error}"),
@@ -842,7 +931,17 @@ async fn between_hosts_1_reads_arrive() {
     let mut count = 0;
     for loss in [false, true] {
         if loss {
-            run(&["/usr/bin/tc", "qdisc", "add", "dev", "eth0", "root", "netem", "loss", "0.5%"]);
+            run(&[
+                "/usr/bin/tc",
+                "qdisc",
+                "add",
+                "dev",
+                "eth0",
+                "root",
+                "netem",
+                "loss",
+                "0.5%",
+            ]);
         }
         for (reads, length) in [(400, 4096), (24, 1 << 20)] {
             let batch = client.submit(
@@ -859,7 +958,9 @@ async fn between_hosts_1_reads_arrive() {
     run(&["/usr/bin/tc", "qdisc", "del", "dev", "eth0", "root"]);
     tell(&client);
     let paths = client.paths();
-    let rdma = paths.iter().find(|path| path.transport == TransportKind::Rdma);
+    let rdma = paths
+        .iter()
+        .find(|path| path.transport == TransportKind::Rdma);
     assert_eq!(rdma.unwrap().reads, count, "{paths:?}");
 }
 
@@ -883,9 +984,9 @@ async fn between_hosts_2_a_cut_wire_costs_no_read() {
     assert_eq!(arrived, reads.len());
     tell(&client);
     let paths = client.paths();
-    let second = paths.iter().find(|path| {
-        path.transport == TransportKind::Rdma && path.address.starts_with("10.9.1.1")
-    });
+    let second = paths
+        .iter()
+        .find(|path| path.transport == TransportKind::Rdma && path.address.starts_with("10.9.1.1"));
     assert!(second.unwrap().reads > 0, "{paths:?}");
 }
 
@@ -907,12 +1008,18 @@ async fn between_hosts_3_a_dead_peer_ends_its_reads() {
     while let Some((_, outcome)) = batch.next().await {
         if let Err(error) = outcome {
             let kind = error.kind();
-            assert!(matches!(kind, ErrorKind::Closed | ErrorKind::Unreachable), "{error}");
+            assert!(
+                matches!(kind, ErrorKind::Closed | ErrorKind::Unreachable),
+                "{error}"
+            );
             failed += 1;
         }
     }
     tell(&client);
-    println!("{failed} reads ended {:?} after the peer's death", killed.elapsed());
+    println!(
+        "{failed} reads ended {:?} after the peer's death",
+        killed.elapsed()
+    );
     assert!(failed > 0);
     assert!(killed.elapsed() < Duration::from_secs(20));
     assert_eq!(first.len(), 1 << 20);
