@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use memmap2::MmapMut;
 
+use crate::transport::TransportKind;
+
 /// Blocks begin at a multiple of this many bytes: what Arrow wants of its buffers.
 pub const BLOCK_ALIGN: usize = 64;
 /// Blocks of at least this many bytes are mappings of their own.
@@ -17,6 +19,7 @@ const MAPPED_BYTES_MIN: usize = 64 << 10;
 pub struct Block {
     memory: Owner,
     length: usize,
+    via: Option<TransportKind>,
 }
 
 enum Owner {
@@ -52,7 +55,18 @@ impl Block {
         Self {
             length: bytes.len(),
             memory: Owner::Foreign(owner),
+            via: None,
         }
+    }
+
+    /// Over which transport a [`Client`](crate::Client) received it.
+    pub fn via(&self) -> Option<TransportKind> {
+        self.via
+    }
+
+    pub(crate) fn came_via(mut self, via: TransportKind) -> Self {
+        self.via = Some(via);
+        self
     }
 
     /// The same bytes as shared ones; nothing is copied.
@@ -213,6 +227,7 @@ impl BlockPool {
                 pool: Arc::downgrade(&self.state),
             },
             length,
+            via: None,
         })
     }
 
