@@ -198,6 +198,8 @@ fn table_status(of: &TableState, looked_at_unix_ms: u64) -> TableStatus {
         held_bytes: of.held_bytes,
         kept_chunks: of.kept_chunks,
         fetched_chunks: of.fetched_chunks,
+        peer_chunks: of.peer_chunks,
+        peer_bytes: of.peer_bytes,
         left_out_chunks: of.left_out.chunks,
         left_out_bytes: of.left_out.bytes,
         left_out_reason: of.left_out.reason.clone().unwrap_or_default(),

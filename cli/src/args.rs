@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use stoa_layout::Replicas;
 
 use crate::config::Inputs;
 use crate::demo::DemoArgs;
@@ -252,6 +253,10 @@ pub struct LayoutCreateArgs {
     /// The form of cached chunks.
     #[arg(long, value_enum)]
     pub form: Option<FormArg>,
+    /// On how many workers each chunk should lie: 1, 2, … or `all`, for small tables that every
+    /// node reads; else on one.
+    #[arg(long, value_name = "K|all")]
+    pub replicas: Option<Replicas>,
     /// The columns in the directory names (`year=2026/`); else found by themselves.
     #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
     pub partition_columns: Vec<String>,

@@ -111,7 +111,7 @@ impl World {
                     table_version: table_version(table, *version),
                     plan: self.next(table),
                     parts: ids().map(|id| (id, PartPointer::default())).collect(),
-                    unloaded: false,
+                    ..CacheVersion::default()
                 };
                 let basis = Basis {
                     plan: plan.plan,
@@ -130,8 +130,8 @@ impl World {
                 let plan = CacheVersion {
                     table_version: table_version(table, *version),
                     plan: self.next(table),
-                    parts: BTreeMap::new(),
                     unloaded: true,
+                    ..CacheVersion::default()
                 };
                 self.view.in_force.insert(table.clone(), plan);
                 self.memory.unloaded(table);

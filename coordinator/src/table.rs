@@ -27,6 +27,10 @@ pub struct Basis {
     pub left_out_bytes: u64,
     /// Why they have none, in words.
     pub left_out_reason: String,
+    /// Copies that have no place, of chunks that have one.
+    pub missing_copies: u64,
+    /// Their estimated bytes, uncorrected.
+    pub missing_bytes: u64,
     /// The room there was for the table on all workers together.
     pub room_bytes: u64,
     /// The correction it counted with.
@@ -205,7 +209,7 @@ impl TableMemory {
                 return Some(Why::SizesCorrected);
             }
         }
-        let more_room = basis.left_out_chunks > 0
+        let more_room = (basis.left_out_chunks > 0 || basis.missing_copies > 0)
             && room > basis.room_bytes.saturating_add(basis.room_bytes / 100);
         more_room.then_some(Why::RoomFreed)
     }

@@ -140,6 +140,10 @@ impl Embedded {
             }
             Err(error) => return Err(error.into()),
         };
+        let observed = reader.clone();
+        worker
+            .metrics()
+            .observe(move || crate::reader_metrics(&observed));
         // One worker, and it is here: nobody to wait for.
         let coordinator = CoordinatorSettings {
             candidate: format!("embedded:{}", std::process::id()),

@@ -162,6 +162,9 @@ fn document(args: &LayoutCreateArgs, target: &Target, context: &Context) -> Resu
             FormArg::Parquet => FormChoice::Parquet,
         };
     }
+    if let Some(replicas) = args.replicas {
+        document.replicas = replicas;
+    }
     if !args.partition_columns.is_empty() {
         document.partition_columns = args.partition_columns.clone();
     }
@@ -259,6 +262,9 @@ fn describe(document: &LayoutDocument) -> String {
         lines.push(("only files with", format!("{groups} row groups")));
     }
     lines.push(("form", document.form.to_string()));
+    if !document.replicas.is_one() {
+        lines.push(("replicas", document.replicas.to_string()));
+    }
     if !document.partition_columns.is_empty() {
         lines.push(("partitioned by", document.partition_columns.join(", ")));
     }

@@ -207,11 +207,12 @@ async fn buffers_of_a_hit_lie_inside_the_mapping() {
     for (position, root) in file.roots().iter().enumerate() {
         let data_type = file.decoded_schema().field(position).data_type();
         let chunk = view.chunk(id, 0, root.first_leaf, data_type).unwrap();
-        let CachedChunk::Arrow(chunk) = chunk else {
+        let CachedChunk::Decoded(chunk) = chunk else {
             panic!("{} is not decoded", root.name())
         };
         for buffer in chunk
             .block(0)
+            .unwrap()
             .to_data()
             .buffers()
             .iter()

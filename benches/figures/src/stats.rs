@@ -1,9 +1,9 @@
 //! Medians, geometric means and intervals.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A median with the bounds of its 90 % interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The median.
     pub median: f64,
