@@ -1,6 +1,6 @@
 //! Layout documents: what a layout version wants cached.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,12 @@ pub struct LayoutDocument {
     /// The form of the cached chunks.
     #[serde(default)]
     pub form: FormChoice,
+    /// The forms of single root columns, instead.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub forms: BTreeMap<String, FormChoice>,
+    /// Bytes that the choice of forms fills; none given means what the workers have room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_bytes: Option<u64>,
     /// Hive-style partition columns (`day=1/` in paths), in order; none given means discovered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partition_columns: Vec<String>,
@@ -96,6 +102,8 @@ impl LayoutDocument {
             chunks: None,
             full_files_only: None,
             form: FormChoice::Auto,
+            forms: BTreeMap::new(),
+            budget_bytes: None,
             partition_columns: Vec::new(),
             files: Vec::new(),
         }
@@ -107,6 +115,11 @@ impl LayoutDocument {
             table: self.table.clone(),
             version: self.version,
         }
+    }
+
+    /// The form that the layout asks for of a root column.
+    pub fn form_of(&self, column: &str) -> FormChoice {
+        self.forms.get(column).copied().unwrap_or(self.form)
     }
 
     /// Parses and validates a document.

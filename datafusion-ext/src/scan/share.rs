@@ -284,8 +284,7 @@ pub(crate) fn with_plan(mut file: PartitionedFile, plan: ParquetAccessPlan) -> P
 /// Rows of a file's row groups.
 pub(crate) fn row_counts(metadata: &ParquetMetaData) -> impl Iterator<Item = usize> {
     let groups = metadata.row_groups().iter();
-    groups
-        .map(|group| usize::try_from(group.num_rows()).unwrap_or(0))
+    groups.map(|group| usize::try_from(group.num_rows()).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -30,7 +30,12 @@ impl sqllogictest::AsyncDB for Session {
         let frame = self.0.sql(sql).await?;
         let columns = frame.schema().fields().len();
         let batches = frame.collect().await?;
-        if let Some(e) = DBG.get() { let n = e.origin().counters().requests(); if Some(n) != n0 { println!("ASKED {} {:?}", n - n0.unwrap(), sql); } }
+        if let Some(e) = DBG.get() {
+            let n = e.origin().counters().requests();
+            if Some(n) != n0 {
+                println!("ASKED {} {:?}", n - n0.unwrap(), sql);
+            }
+        }
         if columns == 0 {
             return Ok(DBOutput::StatementComplete(0));
         }
