@@ -41,6 +41,17 @@ impl WorkerService for Fake {
         Err(ServiceError::Busy("a load is running".into()))
     }
 
+    async fn peers(&self) -> Result<PeersReport, ServiceError> {
+        Ok(PeersReport {
+            addresses: vec!["127.0.0.1:7420".into()],
+            paths: vec![PeerPath {
+                peer: "b".into(),
+                errors: [("deadline".to_owned(), 2)].into(),
+                ..PeerPath::default()
+            }],
+        })
+    }
+
     async fn refresh(&self, tables: Vec<String>) -> Result<RefreshReport, ServiceError> {
         Ok(RefreshReport {
             changed: tables,
@@ -79,6 +90,9 @@ async fn answers_arrive_as_they_were_given() {
         ("w1", "loading")
     );
     assert_eq!(status.tables["tpch.lineitem"].chunks_total, 7);
+    let report = worker.peers().await.unwrap();
+    assert_eq!(report.addresses, ["127.0.0.1:7420"]);
+    assert_eq!(report.paths[0].errors["deadline"], 2);
     let report = worker.refresh(vec!["tpch.orders".into()]).await.unwrap();
     assert_eq!(report.changed, ["tpch.orders"]);
     let coordinator = CoordinatorClient::new(&address, &ClientSettings::default()).unwrap();
