@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use stoa_metastore::{WorkerPhase, WorkerState};
+use stoa_metastore::{TableState, WorkerPhase, WorkerState};
 
 use crate::engine::{Engine, catalog_name};
 use crate::looks;
@@ -45,7 +45,12 @@ impl Engine {
                         .unwrap_or("no reason is known")
                 ));
             }
-            tables.insert(table.clone(), slot.state.clone());
+            let resolved = slot.resolved.as_ref();
+            let state = TableState {
+                files: resolved.map_or_else(String::new, |resolved| resolved.files.clone()),
+                ..slot.state.clone()
+            };
+            tables.insert(table.clone(), state);
         }
         self.shared.set_details(Details {
             generation: self.generation,

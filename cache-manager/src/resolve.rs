@@ -73,6 +73,8 @@ pub(crate) struct Resolved {
     pub(crate) wants: Arc<Vec<Want>>,
     /// Planned chunks that the files do not have, and one of the reasons.
     pub(crate) missing: Option<(u64, String)>,
+    /// Names the catalog's files; empty when the table is to be dropped.
+    pub(crate) files: String,
     /// Whether the plan was made for other files than the catalog has: one of them is out of date.
     pub(crate) differs: bool,
 }
@@ -117,6 +119,7 @@ impl Sources {
                 catalog: None,
                 wants: Arc::default(),
                 missing: None,
+                files: String::new(),
                 differs: false,
             });
         }
@@ -264,9 +267,9 @@ pub(crate) async fn resolved_with(
     let matched = tokio::task::spawn_blocking(move || {
         let (wants, missing) = find_chunks(&of_plan, &of_catalog);
         let rivals = find_rivals(&wants, &of_others, &of_catalog);
-        (wants, missing, rivals)
+        (wants, missing, rivals, of_catalog.files_digest())
     });
-    let (wants, missing, rivals) = matched
+    let (wants, missing, rivals, files) = matched
         .await
         .map_err(|panic| format!("the plan cannot be matched with the files: {panic}"))?;
     let known: HashSet<&ObjectIdentity> = catalog.files.iter().map(|file| &file.identity).collect();
@@ -280,6 +283,7 @@ pub(crate) async fn resolved_with(
         catalog,
         wants: Arc::new(wants),
         missing,
+        files,
         differs,
     })
 }

@@ -135,7 +135,7 @@ impl Worker {
                 transfer: shared.transfer_addresses(),
             },
             capacity_bytes: settings.capacity_bytes,
-            formats: vec!["arrow".into(), "parquet".into()],
+            formats: vec!["arrow".into(), "packed".into(), "parquet".into()],
             started_unix_ms: shared.started_unix_ms,
             incarnation: shared.incarnation.clone(),
             cache_incarnation: match &serving {

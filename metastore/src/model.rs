@@ -202,6 +202,10 @@ pub struct TableState {
     pub peer_bytes: u64,
     /// What did not fit or could not be had.
     pub left_out: LeftOut,
+    /// Names the files that the worker saw at its last look; empty before the first. Another name
+    /// than that of the files a plan was made for is a reason to make it anew.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub files: String,
     /// The last error with this table, if it stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -69,7 +69,7 @@ pub use counters::AccessCounters;
 pub use dir::{CacheDir, CacheDirOptions};
 pub use directory::{Directory, DirectoryReader, Holder, HoldingWorker};
 pub use error::{Error, ErrorKind, Result};
-pub use index::{Entry, FileId};
+pub use index::{Entry, FileId, Wanted};
 pub use mapped::{ChunkBytes, SegmentFiles, SegmentMap};
 pub use reader::{CacheReader, ReaderOptions, Snapshot, Verify};
 pub use segment_writer::SegmentWriter;

@@ -321,8 +321,9 @@ impl Driver {
                         None => return,
                     },
                     Ok(block) => {
-                        self.groups[group].path.succeeded();
-                        Ok(block)
+                        let path = &self.groups[group].path;
+                        path.succeeded();
+                        Ok(block.came_via(path.transport().kind()))
                     }
                 };
                 self.finish(index, outcome);

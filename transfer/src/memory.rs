@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use memmap2::MmapMut;
 
+use crate::transport::TransportKind;
+
 /// Blocks begin at a multiple of this many bytes: what Arrow wants of its buffers.
 pub const BLOCK_ALIGN: usize = 64;
 /// Blocks of at least this many bytes are mappings of their own.
@@ -17,6 +19,7 @@ const MAPPED_BYTES_MIN: usize = 64 << 10;
 pub struct Block {
     memory: Owner,
     length: usize,
+    via: Option<TransportKind>,
 }
 
 enum Owner {
@@ -52,7 +55,18 @@ impl Block {
         Self {
             length: bytes.len(),
             memory: Owner::Foreign(owner),
+            via: None,
         }
+    }
+
+    /// Over which transport a [`Client`](crate::Client) received it.
+    pub fn via(&self) -> Option<TransportKind> {
+        self.via
+    }
+
+    pub(crate) fn came_via(mut self, via: TransportKind) -> Self {
+        self.via = Some(via);
+        self
     }
 
     /// The same bytes as shared ones; nothing is copied.
@@ -176,7 +190,7 @@ impl std::fmt::Debug for Memory {
 
 /// The capacity of blocks for `length` bytes: four steps between powers of two, so that at most a
 /// quarter is wasted and blocks are found again.
-fn capacity_for(length: usize) -> usize {
+pub(crate) fn capacity_for(length: usize) -> usize {
     const CAPACITY_MIN: usize = 256;
     if length <= CAPACITY_MIN {
         return CAPACITY_MIN;
@@ -213,6 +227,7 @@ impl BlockPool {
                 pool: Arc::downgrade(&self.state),
             },
             length,
+            via: None,
         })
     }
 

@@ -92,6 +92,10 @@ macro_rules! wire_struct {
     };
 }
 
+// The messages that set up RDMA are declared the same way.
+#[cfg(any(test, feature = "rdma", feature = "conformance"))]
+pub(crate) use wire_struct;
+
 wire_struct! {
     /// The first bytes of each side.
     Hello, 48 bytes {

@@ -442,9 +442,10 @@ pub(crate) fn cached(
                 .chunk(id, group, root.first_leaf, decoded.field(0).data_type())
                 .ok()?
             {
-                CachedChunk::Arrow(chunk) => {
-                    let blocks: Vec<ArrayRef> =
-                        (0..chunk.blocks()).map(|at| chunk.block(at)).collect();
+                CachedChunk::Decoded(chunk) => {
+                    let blocks: Vec<ArrayRef> = (0..chunk.blocks())
+                        .map(|at| chunk.block(at).unwrap())
+                        .collect();
                     let blocks: Vec<&dyn Array> = blocks.iter().map(AsRef::as_ref).collect();
                     Some(arrow::compute::concat(&blocks).unwrap())
                 }

@@ -15,13 +15,13 @@ use crate::{
 };
 
 /// An authority, and files of what it signs.
-struct Authority {
+pub(crate) struct Authority {
     directory: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -40,7 +40,7 @@ impl Authority {
     }
 
     /// Signs for `name` with a role, for one year of the past or for long.
-    fn sign(&self, name: &str, role: Option<&str>, expired: bool) -> TlsSettings {
+    pub(crate) fn sign(&self, name: &str, role: Option<&str>, expired: bool) -> TlsSettings {
         self.sign_into(name, name, role, expired)
     }
 

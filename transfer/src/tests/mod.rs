@@ -1,6 +1,6 @@
 //! What crosses the modules of this crate.
 
-mod certificates;
+pub(crate) mod certificates;
 mod conforming;
 mod faults;
 
