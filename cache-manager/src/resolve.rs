@@ -214,17 +214,15 @@ pub(crate) async fn resolved_with(
     catalog: Arc<TableCatalog>,
 ) -> Result<Resolved, String> {
     let (of_plan, of_catalog) = (Arc::clone(&planned), Arc::clone(&catalog));
-    let match_up = move || {
-        (
-            find_chunks(&of_plan, &of_catalog),
-            of_catalog.files_digest(),
-        )
-    };
-    let ((wants, missing), files) = tokio::task::spawn_blocking(match_up)
+    let (wants, missing) = tokio::task::spawn_blocking(move || find_chunks(&of_plan, &of_catalog))
         .await
         .map_err(|panic| format!("the plan cannot be matched with the files: {panic}"))?;
     let known: HashSet<&ObjectIdentity> = catalog.files.iter().map(|file| &file.identity).collect();
     let differs = planned.files.iter().any(|file| !known.contains(file));
+    let of_digest = Arc::clone(&catalog);
+    let files = tokio::task::spawn_blocking(move || of_digest.files_digest())
+        .await
+        .map_err(|panic| format!("the files cannot be named: {panic}"))?;
     let catalog = Some(Arc::clone(&catalog));
     Ok(Resolved {
         target,
