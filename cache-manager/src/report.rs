@@ -61,6 +61,10 @@ impl Engine {
                 .map(|(table, slot)| (table.clone(), slot.looked_at_unix_ms))
                 .collect(),
         });
+        // While a plan is being read or a pass decides, what is absent here may be about to come.
+        let resolving = self.slots.values().any(|slot| slot.resolving);
+        let settled = self.seen_plans && !resolving && !self.needs_pass && !self.preparing;
+        self.shared.board.set_settled(settled);
         let holds = self.slots.values().any(|slot| {
             slot.resolved
                 .as_ref()

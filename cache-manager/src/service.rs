@@ -10,6 +10,7 @@ use stoa_metastore::{Records, TableState, WorkerState};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::events::{Command, Looked};
+use crate::peers::Peers;
 use crate::shared::{Details, Shared, unix_ms};
 
 /// Damaged chunks that a report names.
@@ -21,6 +22,7 @@ pub struct WorkerControl {
     shared: Arc<Shared>,
     records: Records,
     commands: mpsc::Sender<Command>,
+    peers: Option<Arc<Peers>>,
 }
 
 impl std::fmt::Debug for WorkerControl {
@@ -36,11 +38,13 @@ impl WorkerControl {
         shared: Arc<Shared>,
         records: Records,
         commands: mpsc::Sender<Command>,
+        peers: Option<Arc<Peers>>,
     ) -> WorkerControl {
         WorkerControl {
             shared,
             records,
             commands,
+            peers,
         }
     }
 
