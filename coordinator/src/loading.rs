@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::sized::SizedTable;
 use crate::term::Term;
 
+/// The part of the room that estimates may be wrong by, one in so many.
+const ESTIMATE_SHARE: u64 = 10;
+
 /// A table version whose footers were read, or were not.
 pub(crate) type Loaded = (String, u64, Result<SizedTable>);
 
@@ -19,9 +22,19 @@ impl Term<'_> {
         self.memory.catalog_loading(&table, version);
         let (records, origin) = (self.shared.records.clone(), self.shared.origin.clone());
         let now_ms = self.shared.clock.unix_ms();
+        let look = self.memory.table(&table).is_outdated();
+        let budget_bytes = self.room(&table);
         self.loads.spawn(async move {
             // A panic in a task of its own costs one table, not the term.
-            let work = tokio::spawn(load(records, origin, table.clone(), version, now_ms));
+            let work = tokio::spawn(load(
+                records,
+                origin,
+                table.clone(),
+                version,
+                look,
+                now_ms,
+                budget_bytes,
+            ));
             let abort = AbortOnDrop(work.abort_handle());
             let sized = work.await.unwrap_or_else(|panic| {
                 Err(Error::Died {
@@ -32,6 +45,17 @@ impl Term<'_> {
             drop(abort);
             (table, version, sized)
         });
+    }
+
+    /// What the choice of a table's forms may fill: some of the room that its workers have, because
+    /// it goes by estimates. Without workers there is nothing to go by.
+    fn room(&self, table: &str) -> u64 {
+        if !self.memory.anybody_live() {
+            return u64::MAX;
+        }
+        let reserve = self.shared.settings.reserve_ratio;
+        let room = self.memory.room_for(table, &self.view, reserve);
+        room - room / ESTIMATE_SHARE
     }
 
     pub(crate) fn loaded(&mut self, loaded: Result<Loaded, JoinError>) {
@@ -55,12 +79,16 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Reads the footers of the files that a layout version names, or, to `look`, of those that lie
+/// at its location now.
 async fn load(
     records: Records,
     origin: Origin,
     table: String,
     version: u64,
+    look: bool,
     now_unix_ms: u64,
+    budget_bytes: u64,
 ) -> Result<SizedTable> {
     let named = table_version(&table, version);
     let Some(json) = records.layout(&table, version).await? else {
@@ -83,9 +111,19 @@ async fn load(
             found,
         });
     }
-    let catalog = TableCatalog::load(&origin, &document, now_unix_ms)
+    let mut catalog = TableCatalog::load(&origin, &document, now_unix_ms)
         .await
         .map_err(failed)?;
+    // Without names in the layout, reading it is looking.
+    if look
+        && !document.files.is_empty()
+        && let Some(newer) = catalog
+            .refresh(&origin, now_unix_ms)
+            .await
+            .map_err(failed)?
+    {
+        catalog = newer;
+    }
     for file in &catalog.rejected {
         tracing::warn!(
             table,
@@ -95,7 +133,7 @@ async fn load(
             "file rejected"
         );
     }
-    let sized = tokio::task::spawn_blocking(move || SizedTable::new(&catalog)).await;
+    let sized = tokio::task::spawn_blocking(move || SizedTable::new(&catalog, budget_bytes)).await;
     sized.map_err(|panic| Error::Died {
         table_version: named.clone(),
         reason: panic.to_string(),

@@ -243,6 +243,7 @@ fn chunk_rows(tables: &Tables) -> Vec<ArrayRef> {
             for (row_group, column, entry) in cached_chunks(&view, file) {
                 let form = match entry.form() {
                     stoa_forms::FORM_ARROW => "arrow",
+                    stoa_forms::FORM_PACKED => "packed",
                     stoa_forms::FORM_PARQUET => "parquet",
                     _ => "unknown",
                 };

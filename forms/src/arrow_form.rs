@@ -3,7 +3,7 @@
 //! ```text
 //! offset  size  field
 //!      0     8  magic "STOAARW1"
-//!      8     2  version, 1
+//!      8     2  version, 2
 //!     10     2  reserved, zero
 //!     12     4  rows of a block, 8192
 //!     16     8  rows
@@ -12,10 +12,12 @@
 //!     32     4  buffers of a block
 //!     36     4  reserved, zero
 //!     40     8  length of the chunk in bytes
-//!     48    16  reserved, zero
+//!     48     8  offset of the statistics, 0: none
+//!     56     8  length of the statistics
 //!     64        directory: for each block its nodes {length u64, nulls u64},
 //!               then its buffers {offset u64, length u64}
 //!      …        buffers, each at a multiple of 64 from the start of the chunk
+//!      …        statistics: zones, bounds and a sketch, see docs/format.md
 //! ```
 //!
 //! Everything is little-endian. Nodes and buffers are in the depth-first order of Arrow's IPC
@@ -28,7 +30,7 @@
 //!
 //! View arrays have exactly one data buffer a block.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::{
     Array, ArrayData, ArrayRef, AsArray, BooleanBufferBuilder, MutableArrayData, layout, make_array,
@@ -37,17 +39,17 @@ use arrow::buffer::{BooleanBuffer, Buffer, MutableBuffer, NullBuffer};
 use arrow::datatypes::DataType;
 use bytes::Bytes;
 
+use crate::bytes::{ALIGN, check_aligned, read_u32, read_u64, shared};
 use crate::error::corrupt;
+use crate::statistics::{self, ChunkStatistics, Collector, Known, Zones};
 use crate::{BLOCK_ROWS, Error, Result};
 
 /// The first eight bytes of a chunk.
 pub const MAGIC: [u8; 8] = *b"STOAARW1";
 /// The version this build writes and reads.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 64;
-/// Alignment of the chunk and of every buffer in it.
-pub const ALIGN: usize = 64;
 const PAIR_BYTES: usize = 16;
 
 /// Whether values of this type have an arrow form.
@@ -163,6 +165,7 @@ pub struct ArrowChunkWriter {
     pending: Vec<ArrayRef>,
     pending_rows: usize,
     rows: u64,
+    collector: Option<Collector>,
 }
 
 /// One block before it is written: lengths and null counts, and where the bytes are.
@@ -178,10 +181,20 @@ impl ArrowChunkWriter {
     /// # Errors
     /// [`Error::UnsupportedType`] where [`supports`] is false.
     pub fn new(data_type: DataType) -> Result<Self> {
+        let collector = Collector::new(&data_type);
+        Ok(Self {
+            collector: Some(collector),
+            ..Self::bare(data_type)?
+        })
+    }
+
+    /// As [`ArrowChunkWriter::new`], for a chunk without statistics.
+    pub(crate) fn bare(data_type: DataType) -> Result<Self> {
         if !supports(&data_type) {
             return Err(Error::UnsupportedType(data_type));
         }
         Ok(Self {
+            collector: None,
             data_type,
             blocks: vec![],
             pending: vec![],
@@ -222,6 +235,9 @@ impl ArrowChunkWriter {
         let whole = compact(&parts, rows)?;
         let mut block = Block::default();
         flatten(&whole, &mut block)?;
+        if let Some(collector) = &mut self.collector {
+            collector.block(&make_array(whole));
+        }
         self.blocks.push(block);
         Ok(())
     }
@@ -243,7 +259,13 @@ impl ArrowChunkWriter {
                 end = end.next_multiple_of(ALIGN) + buffer.len();
             }
         }
-        let total = end.next_multiple_of(ALIGN);
+        let values_end = end.next_multiple_of(ALIGN);
+        let known = match self.collector.take() {
+            Some(collector) => collector.finish()?,
+            None => vec![],
+        };
+        let known_offset = if known.is_empty() { 0 } else { values_end };
+        let total = values_end + known.len().next_multiple_of(ALIGN);
         let mut out = Vec::with_capacity(total);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -255,7 +277,8 @@ impl ArrowChunkWriter {
         out.extend_from_slice(&shape.buffers.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&(total as u64).to_le_bytes());
-        out.extend_from_slice(&[0; 16]);
+        out.extend_from_slice(&(known_offset as u64).to_le_bytes());
+        out.extend_from_slice(&(known.len() as u64).to_le_bytes());
         let mut at = directory_end;
         for block in &self.blocks {
             for (length, nulls) in &block.nodes {
@@ -284,6 +307,8 @@ impl ArrowChunkWriter {
             out.resize(out.len().next_multiple_of(ALIGN), 0);
             out.extend_from_slice(buffer);
         }
+        out.resize(values_end, 0);
+        out.extend_from_slice(&known);
         out.resize(total, 0);
         Ok(out)
     }
@@ -400,6 +425,9 @@ pub struct ArrowChunk {
     rows: usize,
     blocks: usize,
     shape: Shape,
+    /// The section of statistics; empty if there is none.
+    known_bytes: Bytes,
+    known: Arc<OnceLock<Known>>,
 }
 
 impl ArrowChunk {
@@ -421,10 +449,7 @@ impl ArrowChunk {
                 format!("at least {HEADER_BYTES}"),
             ));
         }
-        let misaligned = bytes.as_ptr() as usize % ALIGN;
-        if misaligned != 0 {
-            return Err(Error::Misaligned { offset: misaligned });
-        }
+        check_aligned(&bytes)?;
         if bytes[..8] != MAGIC {
             return Err(corrupt(
                 "magic",
@@ -462,11 +487,22 @@ impl ArrowChunk {
         if found != shape {
             return Err(corrupt("shape", format!("{found:?}"), format!("{shape:?}")));
         }
+        let known_offset = read_u64(&bytes, 48) as usize;
+        let known_bytes = read_u64(&bytes, 56) as usize;
+        if !known_offset.is_multiple_of(ALIGN) {
+            return Err(corrupt(
+                "statistics offset",
+                known_offset,
+                format!("a multiple of {ALIGN}"),
+            ));
+        }
         let chunk = Self {
             data_type: data_type.clone(),
             rows: rows as usize,
             blocks,
             shape,
+            known_bytes: shared(&bytes, "statistics", known_offset, known_bytes)?,
+            known: Arc::default(),
             bytes,
         };
         let directory_end = HEADER_BYTES as u64 + blocks as u64 * chunk.block_bytes() as u64;
@@ -514,6 +550,43 @@ impl ArrowChunk {
         make_array(self.cursor(block).build(&self.data_type))
     }
 
+    /// As [`ArrowChunk::block`], after a check of offsets, views and text.
+    pub(crate) fn checked_block(&self, block: usize) -> Result<ArrayRef> {
+        let data = self.cursor(block).build(&self.data_type);
+        data.validate_full()?;
+        Ok(make_array(data))
+    }
+
+    /// What is known of the whole chunk.
+    pub fn statistics(&self) -> &ChunkStatistics {
+        &self.known().statistics
+    }
+
+    /// What is known of each block; `None` if nothing is.
+    pub fn zones(&self) -> Option<&Zones> {
+        (!self.known_bytes.is_empty()).then(|| &self.known().zones)
+    }
+
+    /// Statistics are hints: what cannot be read is not known.
+    fn known(&self) -> &Known {
+        self.known.get_or_init(|| {
+            self.open_known().unwrap_or_else(|_| {
+                let rows: Vec<usize> = (0..self.blocks).map(|b| self.block_rows(b)).collect();
+                statistics::unknown(&self.data_type, self.rows, &rows)
+            })
+        })
+    }
+
+    fn open_known(&self) -> Result<Known> {
+        statistics::open(
+            &self.known_bytes,
+            &self.data_type,
+            self.rows,
+            self.blocks,
+            |block| self.block_rows(block),
+        )
+    }
+
     fn block_bytes(&self) -> usize {
         (self.shape.nodes + self.shape.buffers) as usize * PAIR_BYTES
     }
@@ -535,6 +608,9 @@ pub fn validate(bytes: Bytes, data_type: &DataType) -> Result<()> {
     let chunk = ArrowChunk::open(bytes, data_type)?;
     for block in 0..chunk.blocks() {
         chunk.cursor(block).build(data_type).validate_full()?;
+    }
+    if !chunk.known_bytes.is_empty() {
+        chunk.open_known()?;
     }
     Ok(())
 }
@@ -730,18 +806,6 @@ fn exactly(what: &'static str, found: usize, expected: Option<usize>) -> Result<
         Some(expected) => Err(corrupt(what, found, format!("{expected} bytes"))),
         None => Err(corrupt(what, found, "a length that does not overflow")),
     }
-}
-
-fn read_u32(bytes: &[u8], at: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(word)
-}
-
-fn read_u64(bytes: &[u8], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(word)
 }
 
 #[cfg(test)]

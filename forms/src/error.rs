@@ -32,9 +32,19 @@ pub enum Error {
         /// Bytes past the boundary.
         offset: usize,
     },
-    /// The arrow form does not hold this type; keep the chunk in the parquet form.
+    /// No decoded form holds this type; keep the chunk in the parquet form.
     #[error("type {0} has no arrow form; keep the chunk as parquet")]
     UnsupportedType(DataType),
+    /// The form is not one that is read as a chunk of values.
+    #[error(
+        "form {form} has no chunks to open; expected {} (arrow) or {} (packed)",
+        crate::FORM_ARROW,
+        crate::FORM_PACKED
+    )]
+    UnknownForm {
+        /// The form's tag.
+        form: u8,
+    },
     /// An array pushed has another type than the chunk.
     #[error("array of type {found} in a chunk of type {expected}")]
     TypeMismatch {

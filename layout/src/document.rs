@@ -1,6 +1,6 @@
 //! Layout documents: what a layout version wants cached.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,7 @@ use stoa_origin::{Location, ObjectIdentity, object_path};
 use crate::error::{Error, Result};
 use crate::form::FormChoice;
 use crate::names::{LayoutVersion, TableName, TableVersion};
+use crate::replicas::Replicas;
 
 /// What a layout version wants cached, and which files it is about: the content of a version.
 ///
@@ -45,6 +46,15 @@ pub struct LayoutDocument {
     /// The form of the cached chunks.
     #[serde(default)]
     pub form: FormChoice,
+    /// On how many workers each chunk should lie: a number, or `"all"`; by default on one.
+    #[serde(default, skip_serializing_if = "Replicas::is_one")]
+    pub replicas: Replicas,
+    /// The forms of single root columns, instead.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub forms: BTreeMap<String, FormChoice>,
+    /// Bytes that the choice of forms fills; none given means what the workers have room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_bytes: Option<u64>,
     /// Hive-style partition columns (`day=1/` in paths), in order; none given means discovered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partition_columns: Vec<String>,
@@ -96,6 +106,9 @@ impl LayoutDocument {
             chunks: None,
             full_files_only: None,
             form: FormChoice::Auto,
+            replicas: Replicas::ONE,
+            forms: BTreeMap::new(),
+            budget_bytes: None,
             partition_columns: Vec::new(),
             files: Vec::new(),
         }
@@ -107,6 +120,11 @@ impl LayoutDocument {
             table: self.table.clone(),
             version: self.version,
         }
+    }
+
+    /// The form that the layout asks for of a root column.
+    pub fn form_of(&self, column: &str) -> FormChoice {
+        self.forms.get(column).copied().unwrap_or(self.form)
     }
 
     /// Parses and validates a document.
@@ -241,7 +259,7 @@ mod tests {
         let document = parse(
             r#", "chunks": [{"path": "a.parquet", "row_group": 1, "column": "c"},
                             {"path": "a.parquet", "row_group": 1, "column": 3}],
-               "form": "parquet", "full_files_only": 4, "partition_columns": ["day"],
+               "form": "parquet", "full_files_only": 4, "replicas": "all", "partition_columns": ["day"],
                "files": [{"store": "s3://b", "path": "t/a.parquet", "tag": {"etag": "\"x\""},
                           "size": 7}]"#,
         )
@@ -285,6 +303,9 @@ mod tests {
             "invalid layout of s.t: chunks = […]: columns are given too; give one of them"
         );
         assert!(message(&format!(r#", "first_columns": 1, {chunk}"#)).contains("chunks are given"));
+        assert!(
+            message(r#", "replicas": 0"#).contains("a number of workers, at least 1, or \"all\"")
+        );
         assert!(message(r#", "columns": []"#).contains("expected at least one"));
         assert!(message(r#", "first_columns": -1"#).contains("invalid value: integer `-1`"));
     }

@@ -512,6 +512,22 @@ impl Cluster {
         command
     }
 
+    /// Everything that daemons and background processes have written, one after the other.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn logs(&self) -> Result<String> {
+        let what = || "the logs of a cluster".to_owned();
+        let mut text = String::new();
+        for entry in std::fs::read_dir(self.directory.path()).tried(what)? {
+            let path = entry.tried(what)?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                text.push_str(&String::from_utf8_lossy(&std::fs::read(&path).tried(what)?));
+            }
+        }
+        Ok(text)
+    }
+
     /// Where all of this cluster's caches lie.
     pub fn shm(&self) -> &Path {
         self.shm.path()

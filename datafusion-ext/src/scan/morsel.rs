@@ -20,8 +20,10 @@ use datafusion_pruning::FilePruner;
 use stoa_reader::TableFile;
 
 use super::context::{ScanContext, resolve};
-use super::pruning::{DynamicPruner, prune};
+use super::filters::Filters;
+use super::pruning::{Pruner, prune};
 use super::row_group::CachedRowGroup;
+use super::share::{for_stock, with_plan};
 use super::stream::{CachedMorsel, OutputMap};
 
 /// Opens the files of one scan partition.
@@ -50,7 +52,7 @@ impl Morselizer for StoaMorselizer {
         };
         let Some(scan) = FileScan::try_new(context, &file, &table_file)? else {
             count_misses(context, &table_file, None);
-            return self.delegate(file);
+            return self.delegate(for_stock(file, &table_file));
         };
         let mut file_pruner = scan.file_pruner(context, &file);
         if let Some(pruner) = &mut file_pruner
@@ -90,7 +92,7 @@ impl Morselizer for StoaMorselizer {
         }
         if runs.without_hits() {
             count_misses(context, &table_file, Some((&plan, scan.needed.len())));
-            return self.delegate(file);
+            return self.delegate(for_stock(file, &table_file));
         }
         scan.metrics.files_ranges_pruned_statistics.add_matched(1);
         self.chain(file, &table_file, scan, file_pruner, &plan, runs)
@@ -115,12 +117,20 @@ impl StoaMorselizer {
         for run in runs.runs {
             match run {
                 Run::Hits(groups) => {
-                    let pruner = DynamicPruner::try_new(
-                        scan.predicate.as_ref(),
+                    let predicate = scan.predicate.as_ref();
+                    let pruner = Pruner::try_new(
+                        predicate.filter(|_| context.prune_row_groups),
                         &scan.schema,
                         table_file.metadata(),
                         context.max_in_list_size,
                     );
+                    let filters = Filters::try_new(
+                        predicate,
+                        &scan.schema,
+                        &scan.needed,
+                        context.apply_predicate,
+                        &context.experience,
+                    )?;
                     chain.steps.push_back(Step::Morsel(Box::new(CachedMorsel {
                         context: Arc::clone(context),
                         file: Arc::clone(table_file),
@@ -128,6 +138,7 @@ impl StoaMorselizer {
                         needed: Arc::clone(&scan.needed),
                         schema: Arc::clone(&scan.schema),
                         output: Arc::clone(&scan.output),
+                        filters,
                         pruner,
                         file_pruner: file_pruner.take(),
                         metrics: Arc::clone(&scan.metrics),
@@ -139,7 +150,7 @@ impl StoaMorselizer {
                         access.set(*index, plan.inner()[*index].clone());
                     }
                     count_misses(context, table_file, Some((&access, scan.needed.len())));
-                    let part = file.clone().with_extension(access);
+                    let part = with_plan(file.clone(), access);
                     chain
                         .steps
                         .push_back(Step::Planner(self.inner.plan_file(part)?));
@@ -240,13 +251,12 @@ impl FileScan {
             return Ok(None);
         }
         let needed: Arc<[usize]> = needed.into_iter().collect();
-        let batch_schema = Arc::new(schema.project(&needed)?);
         let output_schema = Arc::new(
             context
                 .projection
                 .project_schema(context.table_schema.table_schema())?,
         );
-        let output = OutputMap::try_new(&projection, applied, &batch_schema, output_schema)?;
+        let output = OutputMap::try_new(&projection, schema, &needed, output_schema)?;
         let name = file.object_meta.location.as_ref();
         let metrics = ParquetFileMetrics::new(context.partition, name, &context.metrics);
         Ok(Some(Self {

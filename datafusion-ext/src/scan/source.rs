@@ -7,7 +7,10 @@ use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::physical_expr::projection::ProjectionExprs;
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_expr::utils::collect_columns;
+use datafusion::physical_expr::{
+    EquivalenceProperties, LexOrdering, PhysicalExpr, PhysicalSortExpr,
+};
 use datafusion::physical_plan::filter_pushdown::FilterPushdownPropagation;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::{DisplayFormatType, SortOrderPushdownResult};
@@ -24,6 +27,7 @@ use stoa_reader::Reader;
 use super::context::ScanContext;
 use super::file_reader::CachedReaderFactory;
 use super::morsel::StoaMorselizer;
+use super::share;
 
 /// Stock Parquet's file source with the cached row groups read from shared memory.
 ///
@@ -52,6 +56,30 @@ impl StoaSource {
     /// The wrapped source.
     pub fn parquet_source(&self) -> &ParquetSource {
         &self.inner
+    }
+
+    /// `config` with its files divided at blocks, where they are cached.
+    pub(crate) fn divided(
+        &self,
+        config: &FileScanConfig,
+        partitions: usize,
+        in_order: bool,
+    ) -> Option<FileScanConfig> {
+        let projection = self.inner.projection().into_iter();
+        let mut columns: Vec<String> = projection
+            .flat_map(|projection| projection.expr_iter())
+            .chain(self.inner.filter())
+            .flat_map(|expr| collect_columns(&expr))
+            .map(|column| column.name().to_owned())
+            .collect();
+        columns.sort_unstable();
+        columns.dedup();
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        let (view, store) = (self.reader.view(), store_of(config));
+        let groups = share::repartition(&view, &store, config, &columns, partitions, in_order)?;
+        let mut config = config.clone();
+        config.file_groups = groups;
+        Some(config)
     }
 
     fn rewrap(&self, source: Arc<dyn FileSource>) -> Arc<dyn FileSource> {
@@ -83,6 +111,14 @@ fn reads_backwards(source: &ParquetSource) -> bool {
             .contains("reverse_row_groups=true")
 }
 
+/// The store of a scan's files, as identities name it.
+fn store_of(config: &FileScanConfig) -> String {
+    match config.object_store_url.as_str().trim_end_matches('/') {
+        "file:" => "file://".to_owned(),
+        store => store.to_owned(),
+    }
+}
+
 impl FileSource for StoaSource {
     fn create_file_opener(
         &self,
@@ -101,16 +137,7 @@ impl FileSource for StoaSource {
         partition: usize,
     ) -> Result<Box<dyn Morselizer>> {
         let view = self.reader.view();
-        let store = base_config
-            .object_store_url
-            .as_str()
-            .trim_end_matches('/')
-            .to_owned();
-        let store = if store == "file:" {
-            "file://".to_owned()
-        } else {
-            store
-        };
+        let store = store_of(base_config);
         let factory = CachedReaderFactory::new(
             view.clone(),
             store.clone(),
@@ -171,6 +198,38 @@ impl FileSource for StoaSource {
 
     fn supports_repartitioning(&self) -> bool {
         self.inner.supports_repartitioning()
+    }
+
+    /// Divides what is cached at blocks, so that few large row groups keep all partitions busy.
+    fn repartitioned(
+        &self,
+        target_partitions: usize,
+        repartition_file_min_size: usize,
+        output_ordering: Option<LexOrdering>,
+        config: &FileScanConfig,
+    ) -> Result<Option<FileScanConfig>> {
+        let files = || config.file_groups.iter().flat_map(|group| group.iter());
+        if files().any(share::is_divided) {
+            return Ok(None);
+        }
+        let bytes: u64 = files().map(PartitionedFile::effective_size).sum();
+        if self.supports_repartitioning()
+            && config.output_partitioning.is_none()
+            && bytes >= repartition_file_min_size as u64
+        {
+            let in_order = config.preserve_order || output_ordering.is_some();
+            let divided = self.divided(config, target_partitions, in_order);
+            if divided.is_some() {
+                return Ok(divided);
+            }
+        }
+        let inner = &self.inner as &dyn FileSource;
+        inner.repartitioned(
+            target_partitions,
+            repartition_file_min_size,
+            output_ordering,
+            config,
+        )
     }
 
     fn try_pushdown_filters(

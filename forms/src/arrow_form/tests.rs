@@ -191,7 +191,7 @@ fn errors_name_what_was_found_and_expected() {
     newer[8] = 9;
     assert_eq!(
         open(&newer, &DataType::Int32),
-        "chunk format unsupported: found version 9, this build reads 1"
+        "chunk format unsupported: found version 9, this build reads 2"
     );
     assert_eq!(
         open(&bytes, &DataType::Int64),

@@ -1,5 +1,10 @@
 //! Hazards that cross crates and processes, in one binary: linking DataFusion is what costs.
 
+mod blocks;
+mod faults;
+mod neighbours;
+mod s3_server;
 mod scan;
 mod slt;
+mod snapshots;
 mod spine;

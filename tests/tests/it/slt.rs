@@ -34,18 +34,16 @@ impl sqllogictest::AsyncDB for Session {
         let options = FormatOptions::default().with_null("NULL");
         let mut rows = vec![];
         for batch in &batches {
-            let formatters = batch
-                .columns()
-                .iter()
-                .map(|column| ArrayFormatter::try_new(column.as_ref(), &options))
-                .collect::<Result<Vec<_>, _>>()?;
+            let columns = batch.columns().iter().map(|column| {
+                let formatter = ArrayFormatter::try_new(column.as_ref(), &options)?;
+                Ok((formatter, column.data_type().is_floating()))
+            });
+            let columns = columns.collect::<Result<Vec<_>, Self::Error>>()?;
             for row in 0..batch.num_rows() {
-                rows.push(
-                    formatters
-                        .iter()
-                        .map(|f| cell(&f.value(row).to_string()))
-                        .collect(),
-                );
+                let cells = columns.iter().map(|(formatter, floating)| {
+                    cell(&formatter.value(row).to_string(), *floating)
+                });
+                rows.push(cells.collect());
             }
         }
         Ok(DBOutput::Rows {
@@ -57,14 +55,15 @@ impl sqllogictest::AsyncDB for Session {
     async fn shutdown(&mut self) {}
 }
 
-/// A value as one word of a line: floating-point numbers rounded, for their sums depend on the
-/// order of addition; an empty string visible.
-fn cell(text: &str) -> String {
-    if text.is_empty() {
-        return "(empty)".to_owned();
-    }
+/// A value as it stands in a line: an empty string visible, and floating-point numbers (not
+/// decimals: those are exact) rounded to 12 digits, for their sums depend on the order of addition.
+fn cell(text: &str, floating: bool) -> String {
     match text.parse::<f64>() {
-        Ok(number) if text.contains(['.', 'e']) && text.len() > 12 => format!("{number:.6e}"),
+        Ok(number) if floating && number.is_finite() => {
+            let rounded = format!("{number:.11e}").parse::<f64>();
+            rounded.unwrap_or(number).to_string()
+        }
+        _ if text.is_empty() => "(empty)".to_owned(),
         _ => text.replace('\n', "\\n"),
     }
 }
@@ -228,15 +227,34 @@ async fn stock_gives_the_expected_answers() {
     check(&session, "absent").await;
 }
 
+/// The queries of the demo and those asked here cannot drift apart.
+#[test]
+fn the_queries_of_the_demo_are_asked_word_by_word() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let asked = std::fs::read_to_string(root.join("slt/tpch.slt")).unwrap();
+    for number in 1..=22 {
+        let path = root.join(format!("../cli/queries/q{number:02}.sql"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with("--"));
+        let query = lines.collect::<Vec<_>>().join("\n");
+        let query = query.trim().trim_end_matches(';');
+        assert!(asked.contains(query), "{} is not asked", path.display());
+    }
+}
+
 /// Everything in memory, decoded; then the same session told not to use it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cache_on_and_off_gives_the_expected_answers() {
     let (tables, cache) = (Tables::write(), Cache::start().await);
     cache.load(&tables, 1, |_| ()).await;
     let session = cache.session().await;
+    let asked = || cache.embedded.origin().counters().requests();
+    let before = asked();
     check(&session, "on").await;
+    assert_eq!(asked(), before, "all of it came from memory");
     session.sql("set stoa.enabled = false").await.unwrap();
     check(&session, "off").await;
+    assert!(asked() > before, "none of it came from memory");
 }
 
 /// Every table's first columns only, and in the form of the file.

@@ -12,14 +12,14 @@ use stoa_tests::s3::{S3Options, S3Server};
 use stoa_tests::{tpch, wait};
 
 /// etcd, S3 with TPC-H in bucket `tpch`, and a cluster over both.
-struct World {
-    cluster: Cluster,
-    etcd: Etcd,
-    s3: S3Server,
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) etcd: Etcd,
+    pub(crate) s3: S3Server,
     _objects: tempfile::TempDir,
 }
 
-fn world(options: &ClusterOptions, tables: &[&str]) -> World {
+pub(crate) fn world(options: &ClusterOptions, tables: &[&str]) -> World {
     let objects = tempfile::tempdir().unwrap();
     let s3 = S3Server::start(S3Options::at(objects.path())).unwrap();
     s3.create_bucket("tpch").unwrap();
@@ -37,14 +37,14 @@ fn world(options: &ClusterOptions, tables: &[&str]) -> World {
 }
 
 impl World {
-    fn create(&self, table: &str, columns: &[&str]) {
+    pub(crate) fn create(&self, table: &str, columns: &[&str]) {
         let location = format!("s3://tpch/{table}/");
         self.cluster
             .create_layout(&format!("tpch.{table}"), &location, columns)
             .unwrap();
     }
 
-    fn count(&self, worker: usize, table: &str) -> i64 {
+    pub(crate) fn count(&self, worker: usize, table: &str) -> i64 {
         number(
             &self
                 .cluster
@@ -54,7 +54,7 @@ impl World {
     }
 
     /// Chunks kept and fetched for a table, summed over the workers.
-    fn kept_and_fetched(&self, table: &str) -> (u64, u64) {
+    pub(crate) fn kept_and_fetched(&self, table: &str) -> (u64, u64) {
         let states = self.cluster.states(&self.etcd).unwrap();
         let tables = states.iter().filter_map(|state| state.tables.get(table));
         tables.fold((0, 0), |sum, t| {
@@ -73,7 +73,7 @@ impl World {
     }
 }
 
-fn number(rows: &[Value]) -> i64 {
+pub(crate) fn number(rows: &[Value]) -> i64 {
     rows[0]["n"].as_i64().unwrap()
 }
 

@@ -1,0 +1,75 @@
+//! Predicates on one column that a chunk may evaluate without decoding it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, Scalar};
+
+/// How two values compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operator {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    NotEq,
+    /// Less.
+    Lt,
+    /// Less or equal.
+    LtEq,
+    /// Greater.
+    Gt,
+    /// Greater or equal.
+    GtEq,
+}
+
+/// What [`Comparison::OnDictionary`] calls.
+pub type OnDictionary = Arc<dyn Fn(&ArrayRef) -> Option<BooleanArray> + Send + Sync>;
+
+/// A predicate on the values of one column, which are on its left.
+///
+/// It means what Arrow's comparison kernels mean by it: floats compare in their total order. The
+/// values are of the column's type, decimals of its precision and scale.
+#[derive(Clone)]
+pub enum Comparison {
+    /// `column op value`
+    Compare {
+        /// How.
+        op: Operator,
+        /// With what; a null is true of no row.
+        value: Scalar<ArrayRef>,
+    },
+    /// `low <= column AND column <= high`
+    Between {
+        /// The least value that is inside.
+        low: Scalar<ArrayRef>,
+        /// The largest value that is inside.
+        high: Scalar<ArrayRef>,
+    },
+    /// `column IN (values)`; null values are true of no row.
+    In {
+        /// The values, as one array.
+        values: ArrayRef,
+    },
+    /// `column IS NULL`
+    IsNull,
+    /// `column IS NOT NULL`
+    IsNotNull,
+    /// Any deterministic predicate on this column alone: evaluated once on the distinct values of
+    /// a chunk that has a dictionary. The values come in any order, with a null as the last one if
+    /// the chunk has nulls. The result has a boolean for each; no result, or one of another
+    /// length, means: evaluate it on decoded values.
+    OnDictionary(OnDictionary),
+}
+
+impl fmt::Debug for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Comparison::Compare { op, value } => write!(f, "{op:?} {value:?}"),
+            Comparison::Between { low, high } => write!(f, "between {low:?} and {high:?}"),
+            Comparison::In { values } => write!(f, "in {values:?}"),
+            Comparison::IsNull => f.write_str("is null"),
+            Comparison::IsNotNull => f.write_str("is not null"),
+            Comparison::OnDictionary(_) => f.write_str("on dictionary"),
+        }
+    }
+}

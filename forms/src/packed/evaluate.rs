@@ -1,0 +1,417 @@
+//! Predicates on packed values.
+//!
+//! Integers are compared as they are packed: the predicate becomes ranges of what is added to the
+//! base. On a dictionary a predicate is evaluated once on the distinct values, by Arrow's own
+//! kernels, and becomes a set of codes.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Datum, Scalar, new_null_array};
+use arrow::buffer::{BooleanBuffer, Buffer};
+use arrow::compute::kernels::{boolean, cmp};
+use arrow::compute::{cast, concat};
+use arrow::datatypes::DataType;
+
+use super::bits::{Scratch, Stream, VECTOR, push_bits};
+use super::{Encoding, Inner, PackedChunk, Parts, Shared, integers, with_scratch};
+use crate::Result;
+use crate::comparison::{Comparison, Operator};
+
+/// Ranges of integers that a predicate may become; more of them are left to Arrow's kernels.
+const RANGES_MAX: usize = 4;
+
+/// A predicate made ready for the blocks of one chunk.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    chunk: PackedChunk,
+    test: Test,
+}
+
+#[derive(Clone, Debug)]
+enum Test {
+    /// Whether the value is null.
+    Null(bool),
+    /// The same for every value that is not null, and for every null.
+    Always { valid: bool, null: bool },
+    /// Whether the packed value is in one of these ranges, or in none if that is negated.
+    Ranges {
+        ranges: Vec<RangeInclusive<u64>>,
+        negated: bool,
+    },
+    /// For each code whether it is a hit, 0 or 1; and what nulls are.
+    Codes { hits: Arc<[u8]>, null: bool },
+    /// As [`Test::Codes`], of which one run is hits.
+    CodeRange {
+        range: RangeInclusive<u64>,
+        null: bool,
+    },
+}
+
+impl Prepared {
+    pub(super) fn new(chunk: &PackedChunk, comparison: &Comparison) -> Option<Self> {
+        let inner = &chunk.inner;
+        let comparison = &typed(comparison, &inner.data_type)?;
+        let test = match (comparison, &inner.shared) {
+            (Comparison::IsNull, _) => Test::Null(true),
+            (Comparison::IsNotNull, _) => Test::Null(false),
+            (comparison, Shared::Constant(value)) => {
+                let hits = on_values(comparison, value)?;
+                let hit = hits.is_valid(0) && hits.value(0);
+                Test::Always {
+                    valid: hit,
+                    null: hit,
+                }
+            }
+            (comparison, Shared::Dictionary(dictionary)) => {
+                let values = with_scratch(|scratch| dictionary.values(scratch).cloned()).ok()?;
+                codes(comparison, values, inner)?
+            }
+            (comparison, _) if inner.encoding == Encoding::Integers => {
+                ranges(comparison, inner.base)?
+            }
+            _ => return None,
+        };
+        Some(Self {
+            chunk: chunk.clone(),
+            test,
+        })
+    }
+
+    /// Whether the predicate is true of no row of the chunk.
+    pub fn is_never(&self) -> bool {
+        match &self.test {
+            Test::Always { valid, null } => !valid && !null,
+            Test::Ranges { ranges, negated } => ranges.is_empty() && !negated,
+            _ => false,
+        }
+    }
+
+    /// The rows of one block of which the predicate is true, which it is not where it is null.
+    ///
+    /// # Errors
+    /// As [`PackedChunk::block`].
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn evaluate(&self, block: usize) -> Result<BooleanBuffer> {
+        let chunk = &self.chunk.inner;
+        let rows = chunk.block_rows(block);
+        if let Shared::Constant(_) | Shared::Plain(_) = chunk.shared {
+            return match &self.test {
+                Test::Always { valid, .. } => Ok(all(*valid, rows)),
+                Test::Null(null) => {
+                    let nulls = chunk.block(block)?.logical_nulls();
+                    let valid = nulls.map_or_else(|| all(true, rows), |nulls| nulls.into_inner());
+                    Ok(if *null { !&valid } else { valid })
+                }
+                _ => unreachable!("such chunks have neither codes nor integers"),
+            };
+        }
+        let parts = chunk.parts(block)?;
+        let on_null = match &self.test {
+            Test::Null(null) => *null,
+            Test::Ranges { .. } => false,
+            Test::Always { null, .. } | Test::Codes { null, .. } | Test::CodeRange { null, .. } => {
+                *null
+            }
+        };
+        if parts.all_null {
+            return Ok(all(on_null, rows));
+        }
+        let hits = match &self.test {
+            Test::Null(null) => all(!*null, rows),
+            Test::Always { valid, .. } => all(*valid, rows),
+            Test::Ranges { ranges, negated } => {
+                let hits = with_scratch(|scratch| between(&parts, ranges, scratch))?;
+                if *negated { !&hits } else { hits }
+            }
+            Test::CodeRange { range, .. } => {
+                let ranges = std::slice::from_ref(range);
+                with_scratch(|scratch| between(&parts, ranges, scratch))?
+            }
+            Test::Codes { hits, .. } => {
+                with_scratch(|scratch| of_codes(chunk, &parts, hits, scratch))?
+            }
+        };
+        Ok(match &parts.nulls {
+            None => hits,
+            Some(nulls) if on_null => &hits | &!nulls.inner(),
+            Some(nulls) => &hits & nulls.inner(),
+        })
+    }
+}
+
+fn all(hit: bool, rows: usize) -> BooleanBuffer {
+    match hit {
+        true => BooleanBuffer::new_set(rows),
+        false => BooleanBuffer::new_unset(rows),
+    }
+}
+
+fn bits(words: Vec<u64>, rows: usize) -> BooleanBuffer {
+    BooleanBuffer::new(Buffer::from_vec(words), 0, rows)
+}
+
+/// The rows whose packed value is in one of the ranges.
+fn between(
+    parts: &Parts,
+    ranges: &[RangeInclusive<u64>],
+    scratch: &mut Scratch,
+) -> Result<BooleanBuffer> {
+    let stream = Stream::parse(&parts.payload, parts.rows)?;
+    let mut found: Option<Vec<u64>> = None;
+    for range in ranges {
+        let mut words = Vec::with_capacity(parts.rows.div_ceil(VECTOR) * VECTOR / 64);
+        match stream.between(*range.start(), *range.end(), scratch, &mut words) {
+            Some(done) => done?,
+            None => return decoded_between(&stream, ranges, scratch),
+        }
+        found = Some(match found {
+            None => words,
+            Some(before) => before.iter().zip(&words).map(|(a, b)| a | b).collect(),
+        });
+    }
+    Ok(match found {
+        Some(words) => bits(words, parts.rows),
+        None => all(false, parts.rows),
+    })
+}
+
+/// As [`between`], of a stream that has to be decoded.
+fn decoded_between(
+    stream: &Stream<'_>,
+    ranges: &[RangeInclusive<u64>],
+    scratch: &mut Scratch,
+) -> Result<BooleanBuffer> {
+    let mut values: Vec<u64> = vec![];
+    stream.decode(0, scratch, &mut values)?;
+    let hit = |at: usize| ranges.iter().any(|range| range.contains(&values[at]));
+    Ok(BooleanBuffer::collect_bool(values.len(), hit))
+}
+
+/// The rows whose code is a hit.
+fn of_codes(
+    chunk: &Inner,
+    parts: &Parts,
+    hits: &[u8],
+    scratch: &mut Scratch,
+) -> Result<BooleanBuffer> {
+    let Shared::Dictionary(dictionary) = &chunk.shared else {
+        unreachable!("only chunks with a dictionary have codes");
+    };
+    let codes = dictionary.codes(parts, None, scratch)?;
+    let mut words = Vec::with_capacity(codes.len().div_ceil(VECTOR) * VECTOR / 64);
+    let mut of_vector = [0u8; VECTOR];
+    for codes in codes.chunks(VECTOR) {
+        for (hit, code) in of_vector.iter_mut().zip(codes) {
+            *hit = hits[*code as usize];
+        }
+        push_bits(&of_vector, &mut words);
+    }
+    Ok(bits(words, parts.rows))
+}
+
+/// The comparison with values of the column's own type; `None` where they are of another one.
+fn typed(comparison: &Comparison, data_type: &DataType) -> Option<Comparison> {
+    let scalar = |value: &Scalar<ArrayRef>| {
+        let (array, _) = value.get();
+        as_type(array, data_type).map(Scalar::new)
+    };
+    Some(match comparison {
+        Comparison::Compare { op, value } => Comparison::Compare {
+            op: *op,
+            value: scalar(value)?,
+        },
+        Comparison::Between { low, high } => Comparison::Between {
+            low: scalar(low)?,
+            high: scalar(high)?,
+        },
+        Comparison::In { values } => Comparison::In {
+            values: as_type(values.as_ref(), data_type)?,
+        },
+        other => other.clone(),
+    })
+}
+
+/// Text of any layout is the same text; other types are not converted.
+fn as_type(array: &dyn Array, data_type: &DataType) -> Option<ArrayRef> {
+    use DataType::*;
+    match (array.data_type(), data_type) {
+        (found, expected) if found == expected => Some(array.slice(0, array.len())),
+        (Utf8 | LargeUtf8, Utf8View) | (Binary | LargeBinary, BinaryView) => {
+            cast(array, data_type).ok()
+        }
+        _ => None,
+    }
+}
+
+/// What Arrow's kernels say of some values; `None` where they cannot say it.
+fn on_values(comparison: &Comparison, values: &ArrayRef) -> Option<BooleanArray> {
+    match comparison {
+        Comparison::Compare { op, value } => match op {
+            Operator::Eq => cmp::eq(values, value),
+            Operator::NotEq => cmp::neq(values, value),
+            Operator::Lt => cmp::lt(values, value),
+            Operator::LtEq => cmp::lt_eq(values, value),
+            Operator::Gt => cmp::gt(values, value),
+            Operator::GtEq => cmp::gt_eq(values, value),
+        }
+        .ok(),
+        Comparison::Between { low, high } => {
+            let above = cmp::gt_eq(values, low).ok()?;
+            let below = cmp::lt_eq(values, high).ok()?;
+            boolean::and_kleene(&above, &below).ok()
+        }
+        Comparison::In { values: list } => {
+            let mut hits = BooleanArray::new(BooleanBuffer::new_unset(values.len()), None);
+            for at in (0..list.len()).filter(|at| list.is_valid(*at)) {
+                let value = Scalar::new(list.slice(at, 1));
+                hits = boolean::or_kleene(&hits, &cmp::eq(values, &value).ok()?).ok()?;
+            }
+            Some(hits)
+        }
+        Comparison::IsNull => boolean::is_null(values).ok(),
+        Comparison::IsNotNull => boolean::is_not_null(values).ok(),
+        Comparison::OnDictionary(evaluate) => {
+            evaluate(values).filter(|hits| hits.len() == values.len())
+        }
+    }
+}
+
+/// The codes of which a predicate is true.
+fn codes(comparison: &Comparison, values: ArrayRef, chunk: &Inner) -> Option<Test> {
+    // Only what can be asked of anything can be true of a null.
+    let ask_null = matches!(comparison, Comparison::OnDictionary(_))
+        && chunk.known().statistics.null_count > 0;
+    let len = values.len();
+    let asked = match ask_null {
+        false => values,
+        true => {
+            let null = new_null_array(&chunk.data_type, 1);
+            concat(&[values.as_ref(), null.as_ref()]).ok()?
+        }
+    };
+    let found = on_values(comparison, &asked)?;
+    let hit = |at: usize| found.is_valid(at) && found.value(at);
+    let null = ask_null && hit(len);
+    let hits: Arc<[u8]> = (0..len).map(|at| u8::from(hit(at))).collect();
+    let count: usize = hits.iter().map(|hit| usize::from(*hit)).sum();
+    if count == 0 || count == len {
+        return Some(Test::Always {
+            valid: count > 0,
+            null,
+        });
+    }
+    let first = hits.iter().position(|hit| *hit == 1).unwrap_or(0);
+    if hits[first..first + count].iter().all(|hit| *hit == 1) {
+        let range = first as u64..=(first + count - 1) as u64;
+        return Some(Test::CodeRange { range, null });
+    }
+    Some(Test::Codes { hits, null })
+}
+
+/// The ranges of packed integers of which a predicate is true; `None` of too many.
+fn ranges(comparison: &Comparison, base: i128) -> Option<Test> {
+    let never = Test::Always {
+        valid: false,
+        null: false,
+    };
+    let of = |low: i128, high: i128, negated: bool| {
+        let ranges = packed_range(low, high, base).into_iter().collect();
+        Test::Ranges { ranges, negated }
+    };
+    Some(match comparison {
+        Comparison::Compare { op, value } => {
+            let (array, _) = value.get();
+            let Some(value) = integer(array, 0)? else {
+                return Some(never);
+            };
+            match op {
+                Operator::Eq => of(value, value, false),
+                Operator::NotEq => of(value, value, true),
+                Operator::LtEq => of(i128::MIN, value, false),
+                Operator::Lt => of(value, i128::MAX, true),
+                Operator::GtEq => of(value, i128::MAX, false),
+                Operator::Gt => of(i128::MIN, value, true),
+            }
+        }
+        Comparison::Between { low, high } => {
+            match (integer(low.get().0, 0)?, integer(high.get().0, 0)?) {
+                (Some(low), Some(high)) => of(low, high, false),
+                _ => never,
+            }
+        }
+        Comparison::In { values } => {
+            let mut inside = Vec::with_capacity(values.len());
+            for at in 0..values.len() {
+                inside.extend(integer(values.as_ref(), at)?);
+            }
+            inside.sort_unstable();
+            inside.dedup();
+            let mut ranges: Vec<RangeInclusive<i128>> = vec![];
+            for value in inside {
+                match ranges.last_mut() {
+                    Some(last) if last.end().checked_add(1) == Some(value) => {
+                        *last = *last.start()..=value;
+                    }
+                    _ => ranges.push(value..=value),
+                }
+            }
+            let ranges: Vec<_> = ranges
+                .iter()
+                .filter_map(|range| packed_range(*range.start(), *range.end(), base))
+                .collect();
+            if ranges.len() > RANGES_MAX {
+                return None;
+            }
+            Test::Ranges {
+                ranges,
+                negated: false,
+            }
+        }
+        Comparison::IsNull | Comparison::IsNotNull | Comparison::OnDictionary(_) => return None,
+    })
+}
+
+/// What is packed of the integers from `low` to `high`; `None` where nothing can be.
+fn packed_range(low: i128, high: i128, base: i128) -> Option<RangeInclusive<u64>> {
+    if high < base || high < low {
+        return None;
+    }
+    // Values are at most 2^64 above the base; so far, differences do not overflow either.
+    let low = if low <= base {
+        0
+    } else {
+        low.wrapping_sub(base) as u128
+    };
+    let high = high.wrapping_sub(base) as u128;
+    let low = u64::try_from(low).ok()?;
+    Some(low..=u64::try_from(high).unwrap_or(u64::MAX))
+}
+
+/// A value of an array of integers, as one of 128 bits; outer `None` where it has more.
+fn integer(array: &dyn Array, at: usize) -> Option<Option<i128>> {
+    use arrow::datatypes::*;
+    if array.is_null(at) {
+        return Some(None);
+    }
+    let width = integers::width(array.data_type())?;
+    let data = array.to_data();
+    let unsigned = integers::is_unsigned(array.data_type());
+    Some(Some(match (width, unsigned) {
+        (integers::Width::W8, false) => data.buffer::<i8>(0)[at].into(),
+        (integers::Width::W8, true) => data.buffer::<u8>(0)[at].into(),
+        (integers::Width::W16, false) => data.buffer::<i16>(0)[at].into(),
+        (integers::Width::W16, true) => data.buffer::<u16>(0)[at].into(),
+        (integers::Width::W32, false) => data.buffer::<i32>(0)[at].into(),
+        (integers::Width::W32, true) => data.buffer::<u32>(0)[at].into(),
+        (integers::Width::W64, false) => data.buffer::<i64>(0)[at].into(),
+        (integers::Width::W64, true) => data.buffer::<u64>(0)[at].into(),
+        (integers::Width::W128, _) => data.buffer::<i128>(0)[at],
+        (integers::Width::W256, _) => {
+            let value: i256 = array.as_primitive::<Decimal256Type>().value(at);
+            value.to_i128()?
+        }
+    }))
+}

@@ -1,0 +1,589 @@
+use std::sync::Arc;
+
+use arrow::array::*;
+use arrow::buffer::{Buffer, MutableBuffer};
+use arrow::datatypes::*;
+use proptest::prelude::*;
+
+use super::*;
+use crate::Chunk;
+
+/// Bytes at a 64-byte boundary, as they are in a segment.
+pub(crate) fn aligned(bytes: &[u8]) -> Bytes {
+    let mut buffer = MutableBuffer::with_capacity(bytes.len());
+    buffer.extend_from_slice(bytes);
+    let buffer: Buffer = buffer.into();
+    struct Owned(Buffer);
+    impl AsRef<[u8]> for Owned {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    Bytes::from_owner(Owned(buffer))
+}
+
+fn packed(array: &ArrayRef) -> PackedChunk {
+    let bytes = aligned(&encode_packed(std::slice::from_ref(array), array.data_type()).unwrap());
+    validate_packed(bytes.clone(), array.data_type()).unwrap();
+    PackedChunk::open(bytes, array.data_type()).unwrap()
+}
+
+/// Blocks, filtered blocks and statistics of a packed array are those of the array.
+fn assert_reads_back(array: &ArrayRef) {
+    let chunk = packed(array);
+    assert_eq!(chunk.rows(), array.len());
+    let mut at = 0;
+    for block in 0..chunk.blocks() {
+        let rows = chunk.block_rows(block);
+        let expected = array.slice(at, rows);
+        let found = chunk.block(block).unwrap();
+        assert_eq!(&found, &expected, "{}", chunk.encoding());
+        found.to_data().validate_full().unwrap();
+        for step in [1, 2, 5, 61, 700] {
+            let keep = BooleanBuffer::from_iter((0..rows).map(|row| row % step == step / 2));
+            let found = chunk.filtered(block, &keep).unwrap();
+            let keep = BooleanArray::new(keep, None);
+            let expected = arrow::compute::filter(&expected, &keep).unwrap();
+            assert_eq!(&found, &expected, "{} every {step}", chunk.encoding());
+        }
+        at += rows;
+    }
+    assert_eq!(at, array.len());
+    assert_eq!(chunk.statistics().null_count, array.logical_null_count());
+}
+
+fn integer_types() -> Vec<DataType> {
+    use DataType::*;
+    vec![
+        Int8,
+        Int16,
+        Int32,
+        Int64,
+        UInt8,
+        UInt16,
+        UInt32,
+        UInt64,
+        Date32,
+        Date64,
+        Time32(TimeUnit::Second),
+        Time64(TimeUnit::Nanosecond),
+        Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+        Duration(TimeUnit::Millisecond),
+        Decimal32(9, 2),
+        Decimal64(18, 2),
+        Decimal128(38, 2),
+        Decimal256(76, 2),
+    ]
+}
+
+/// The values as integers of a type, cut to what it holds.
+fn integers(values: &[Option<i128>], data_type: &DataType) -> ArrayRef {
+    let wide = Decimal256Array::from_iter(values.iter().map(|v| v.map(i256::from_i128)));
+    match data_type {
+        DataType::Decimal256(p, s) => Arc::new(wide.with_precision_and_scale(*p, *s).unwrap()),
+        _ => {
+            let width = data_type.primitive_width().unwrap();
+            let mut bytes = MutableBuffer::new(values.len() * width);
+            for value in values {
+                bytes.extend_from_slice(&value.unwrap_or(77).to_le_bytes()[..width]);
+            }
+            let nulls = NullBuffer::from_iter(values.iter().map(|v| v.is_some()));
+            let nulls = Some(nulls).filter(|n| n.null_count() > 0);
+            integers::array(data_type, values.len(), bytes.into(), nulls).unwrap()
+        }
+    }
+}
+
+fn values() -> impl Strategy<Value = Vec<Option<i128>>> {
+    let value = prop_oneof![
+        6 => (-40i128..60).boxed(),
+        2 => any::<i32>().prop_map(i128::from).boxed(),
+        1 => any::<i128>().boxed(),
+        1 => prop::sample::select(vec![i128::MIN, i128::MAX, i64::MIN.into(), i64::MAX.into(), 0, -1]).boxed(),
+    ];
+    let some = prop::collection::vec(prop::option::weighted(0.9, value), 0..300);
+    (some, prop::sample::select(vec![1usize, 1, 1, 40])).prop_map(|(values, times)| {
+        let all: Vec<_> = std::iter::repeat_n(values, times).flatten().collect();
+        all
+    })
+}
+
+/// Operands to compare the values of an array with: some of its own, and some beside them.
+fn operands(array: &ArrayRef) -> Vec<Scalar<ArrayRef>> {
+    let mut operands: Vec<ArrayRef> = (0..array.len())
+        .step_by((array.len() / 4).max(1))
+        .map(|at| array.slice(at, 1))
+        .collect();
+    if integers::width(array.data_type()).is_some() {
+        for value in [i128::MIN, -1, 0, 1, 9, 1000, i128::MAX] {
+            operands.push(integers(&[Some(value)], array.data_type()));
+        }
+    }
+    match array.data_type() {
+        DataType::Float64 => {
+            for value in [f64::NAN, -0.0, 0.0, 0.25, f64::INFINITY, -f64::NAN] {
+                operands.push(Arc::new(Float64Array::from(vec![value])));
+            }
+        }
+        DataType::Utf8View => {
+            for value in ["", "a", "word 3", "word number seventeen", "\u{10ffff}"] {
+                operands.push(Arc::new(StringViewArray::from(vec![value])));
+            }
+        }
+        _ => {}
+    }
+    operands.push(new_null_array(array.data_type(), 1));
+    operands.into_iter().map(Scalar::new).collect()
+}
+
+/// Every predicate on packed values says what Arrow's kernels say of the array.
+fn assert_compares(array: &ArrayRef) {
+    let chunk = Chunk::Packed(packed(array));
+    let operands = operands(array);
+    let operators = [
+        Operator::Eq,
+        Operator::NotEq,
+        Operator::Lt,
+        Operator::LtEq,
+        Operator::Gt,
+        Operator::GtEq,
+    ];
+    let mut comparisons = vec![Comparison::IsNull, Comparison::IsNotNull];
+    for (at, value) in operands.iter().enumerate() {
+        for op in operators {
+            comparisons.push(Comparison::Compare {
+                op,
+                value: value.clone(),
+            });
+        }
+        comparisons.push(Comparison::Between {
+            low: value.clone(),
+            high: operands[(at + 2) % operands.len()].clone(),
+        });
+    }
+    let lists: Vec<ArrayRef> = operands.iter().map(|v| v.clone().into_inner()).collect();
+    for lists in [
+        &lists[..],
+        &lists[..lists.len().min(2)],
+        &lists[lists.len() - 1..],
+    ] {
+        let lists: Vec<&dyn Array> = lists.iter().map(|list| list.as_ref()).collect();
+        comparisons.push(Comparison::In {
+            values: arrow::compute::concat(&lists).unwrap(),
+        });
+    }
+    let is_odd = |values: &ArrayRef| {
+        let hashes = (0..values.len())
+            .map(|at| values.is_null(at) || format!("{:?}", values.slice(at, 1)).len() % 2 == 1);
+        Some(BooleanArray::from_iter(hashes.map(Some)))
+    };
+    comparisons.push(Comparison::OnDictionary(Arc::new(is_odd)));
+    for comparison in &comparisons {
+        let prepared = chunk.prepare(comparison);
+        if let Comparison::Compare {
+            op: Operator::Eq,
+            value,
+        } = comparison
+        {
+            let exists = kernel(comparison, array).true_count() > 0;
+            assert!(!exists || chunk.may_contain(value), "{value:?}");
+            if exists {
+                assert!(prepared.as_ref().is_none_or(|p| !p.is_never()));
+            }
+        }
+        let Some(prepared) = prepared else {
+            continue;
+        };
+        let mut at = 0;
+        for block in 0..chunk.blocks() {
+            let part = array.slice(at, chunk.block_rows(block));
+            at += part.len();
+            let expected = kernel(comparison, &part);
+            let found = prepared.evaluate(block).unwrap();
+            assert_eq!(found.len(), expected.len());
+            for row in 0..part.len() {
+                assert_eq!(
+                    found.value(row),
+                    expected.is_valid(row) && expected.value(row),
+                    "{comparison:?} of {:?}, {}",
+                    part.slice(row, 1),
+                    chunk.encoding()
+                );
+            }
+        }
+    }
+}
+
+fn kernel(comparison: &Comparison, values: &ArrayRef) -> BooleanArray {
+    use arrow::compute::kernels::cmp;
+    match comparison {
+        Comparison::Compare { op, value } => match op {
+            Operator::Eq => cmp::eq(values, value),
+            Operator::NotEq => cmp::neq(values, value),
+            Operator::Lt => cmp::lt(values, value),
+            Operator::LtEq => cmp::lt_eq(values, value),
+            Operator::Gt => cmp::gt(values, value),
+            Operator::GtEq => cmp::gt_eq(values, value),
+        }
+        .unwrap(),
+        Comparison::Between { low, high } => {
+            let above = cmp::gt_eq(values, low).unwrap();
+            let below = cmp::lt_eq(values, high).unwrap();
+            arrow::compute::and_kleene(&above, &below).unwrap()
+        }
+        Comparison::In { values: list } => {
+            let mut hits = BooleanArray::new(BooleanBuffer::new_unset(values.len()), None);
+            for at in (0..list.len()).filter(|at| list.is_valid(*at)) {
+                let one = Scalar::new(list.slice(at, 1));
+                hits = arrow::compute::or_kleene(&hits, &cmp::eq(values, &one).unwrap()).unwrap();
+            }
+            hits
+        }
+        Comparison::IsNull => arrow::compute::is_null(values).unwrap(),
+        Comparison::IsNotNull => arrow::compute::is_not_null(values).unwrap(),
+        Comparison::OnDictionary(evaluate) => evaluate(values).unwrap(),
+    }
+}
+
+fn floats(values: &[Option<i128>]) -> Vec<ArrayRef> {
+    let specials = [
+        f64::NAN,
+        -f64::NAN,
+        -0.0,
+        f64::INFINITY,
+        f64::MIN_POSITIVE,
+        0.1 + 0.2,
+    ];
+    let double = |v: i128, most: i128| match v.rem_euclid(most) {
+        7 => specials[(v / most).rem_euclid(6) as usize],
+        _ => (v as i64 as f64) / 100.0,
+    };
+    let of = |most| {
+        let doubles = values.iter().map(|v| v.map(|v| double(v, most)));
+        Float64Array::from_iter(doubles)
+    };
+    let (many, few) = (of(8), of(i128::MAX));
+    let narrow =
+        |array: &Float64Array| Float32Array::from_iter(array.iter().map(|v| v.map(|v| v as f32)));
+    let thirds = few.iter().map(|v| v.map(|v| v / 3.0));
+    vec![
+        Arc::new(narrow(&many)),
+        Arc::new(narrow(&few)),
+        Arc::new(Float64Array::from_iter(thirds)),
+        Arc::new(many),
+        Arc::new(few),
+    ]
+}
+
+fn texts(values: &[Option<i128>]) -> Vec<ArrayRef> {
+    let words = values.iter().map(|v| v.map(|v| format!("word {}", v % 30)));
+    let unique = values.iter().enumerate().map(|(at, v)| {
+        v.map(|v| match v.rem_euclid(5) {
+            0 => String::new(),
+            1 => format!("ä{v}"),
+            _ => format!("the value number {at} is {v} and some words more"),
+        })
+    });
+    let noise = values.iter().enumerate().map(|(at, v)| {
+        v.map(|v| {
+            (v ^ (at as i128) << 70)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_ac1d)
+                .to_le_bytes()
+        })
+    });
+    let noise: Vec<_> = noise.collect();
+    let constant = values.iter().map(|_| Some("always the same words"));
+    vec![
+        Arc::new(StringViewArray::from_iter(words.clone())),
+        Arc::new(BinaryViewArray::from_iter(words)),
+        Arc::new(StringViewArray::from_iter(unique.clone())),
+        Arc::new(BinaryViewArray::from_iter(unique)),
+        Arc::new(BinaryViewArray::from_iter(
+            noise.iter().map(|v| v.as_ref().map(|v| &v[..])),
+        )),
+        Arc::new(StringViewArray::from_iter(constant)),
+    ]
+}
+
+/// Types that are plain inside, and booleans.
+fn others(values: &[Option<i128>]) -> Vec<ArrayRef> {
+    let longs = Int64Array::from_iter(values.iter().map(|v| v.map(|v| v as i64)));
+    let booleans = BooleanArray::from_iter(values.iter().map(|v| v.map(|v| v % 3 == 0)));
+    let lists = ListArray::from_iter_primitive::<Int32Type, _, _>(
+        values
+            .iter()
+            .map(|v| v.map(|v| (0..v.rem_euclid(4) as i32).map(Some).collect::<Vec<_>>())),
+    );
+    let strings = StringArray::from_iter(values.iter().map(|v| v.map(|v| v.to_string())));
+    let fixed = FixedSizeBinaryArray::try_from_sparse_iter_with_size(
+        values.iter().map(|v| v.map(|v| v.to_le_bytes())),
+        16,
+    );
+    let fields = Fields::from(vec![
+        Field::new("a", DataType::Int64, true),
+        Field::new("b", DataType::Boolean, true),
+    ]);
+    let nested: Vec<ArrayRef> = vec![Arc::new(longs), Arc::new(booleans.clone())];
+    let intervals = values
+        .iter()
+        .map(|v| v.map(|v| IntervalMonthDayNano::new(v as i32, (v % 3) as i32, v as i64)));
+    vec![
+        Arc::new(booleans),
+        Arc::new(lists),
+        Arc::new(strings),
+        Arc::new(fixed.unwrap()),
+        Arc::new(StructArray::new(fields, nested, None)),
+        Arc::new(IntervalMonthDayNanoArray::from_iter(intervals)),
+        Arc::new(BooleanArray::from(vec![Some(true); values.len()])),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_floats_read_back(values in values()) {
+        for array in floats(&values) {
+            assert_reads_back(&array);
+        }
+    }
+
+    #[test]
+    fn any_text_reads_back(values in values()) {
+        for array in texts(&values) {
+            assert_reads_back(&array);
+        }
+    }
+
+    #[test]
+    fn any_other_values_read_back(values in values()) {
+        for array in others(&values) {
+            assert_reads_back(&array);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn any_comparison_of_integers_is_that_of_arrow(values in values()) {
+        for data_type in integer_types() {
+            assert_compares(&integers(&values, &data_type));
+        }
+    }
+
+    #[test]
+    fn any_comparison_of_floats_and_text_is_that_of_arrow(values in values()) {
+        for array in floats(&values).iter().chain(&texts(&values)) {
+            assert_compares(array);
+        }
+        assert_compares(&(Arc::new(BooleanArray::from_iter(values.iter().map(|v| v.map(|v| v % 3 == 0)))) as ArrayRef));
+    }
+
+    #[test]
+    fn damage_is_an_error_and_never_a_panic(
+        values in values(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut arrays = floats(&values);
+        arrays.extend(texts(&values));
+        arrays.extend(others(&values));
+        arrays.push(integers(&values, &DataType::Decimal128(38, 2)));
+        arrays.push(integers(&values, &DataType::Int32));
+        for array in arrays {
+            let mut bytes = encode_packed(std::slice::from_ref(&array), array.data_type()).unwrap();
+            for (at, with) in &damage {
+                let at = at.index(bytes.len());
+                bytes[at] ^= with;
+            }
+            exercise(aligned(&bytes), array.data_type());
+        }
+    }
+}
+
+/// Does all that a reader does; whatever it finds is fine, as long as it returns.
+fn exercise(bytes: Bytes, data_type: &DataType) {
+    let valid = validate_packed(bytes.clone(), data_type).is_ok();
+    let Ok(chunk) = PackedChunk::open(bytes, data_type) else {
+        return;
+    };
+    let _ = (chunk.encoding(), chunk.statistics(), chunk.zones());
+    for block in 0..chunk.blocks().min(4) {
+        let rows = chunk.block_rows(block);
+        let values = chunk.block(block);
+        assert!(!valid || values.is_ok());
+        let keep = BooleanBuffer::from_iter((0..rows).map(|row| row % 9 == 1));
+        let _ = chunk.filtered(block, &keep);
+        let null = Scalar::new(new_null_array(data_type, 1));
+        for comparison in [
+            Comparison::IsNull,
+            Comparison::Compare {
+                op: Operator::GtEq,
+                value: null,
+            },
+            Comparison::OnDictionary(Arc::new(|values: &ArrayRef| {
+                Some(BooleanArray::from(vec![true; values.len()]))
+            })),
+        ] {
+            if let Some(prepared) = chunk.prepare(&comparison) {
+                let _ = prepared.evaluate(block);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_encoding_follows_the_values() {
+    let rows = 40_000i64;
+    let noise = |i: i64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64);
+    let cases: Vec<(&str, ArrayRef)> = vec![
+        (
+            "constant",
+            Arc::new(Int64Array::from_iter_values((0..rows).map(|_| 5))),
+        ),
+        (
+            "integers",
+            Arc::new(Int64Array::from_iter_values(
+                (0..rows).map(|i| i * 7 % 1000),
+            )),
+        ),
+        (
+            "dictionary of 13",
+            Arc::new(Int64Array::from_iter_values(
+                (0..rows).map(|i| noise(noise(i).rem_euclid(13))),
+            )),
+        ),
+        (
+            "floats",
+            Arc::new(Float64Array::from_iter_values(
+                (0..rows).map(|i| (i * 7 % 9973) as f64 / 100.0),
+            )),
+        ),
+        (
+            "plain",
+            Arc::new(Float64Array::from_iter_values(
+                (0..rows).map(|i| f64::from_bits(noise(i) as u64 >> 2)),
+            )),
+        ),
+        (
+            "dictionary of 30",
+            Arc::new(StringViewArray::from_iter_values(
+                (0..rows).map(|i| format!("word {}", i % 30)),
+            )),
+        ),
+        (
+            "compressed text",
+            Arc::new(StringViewArray::from_iter_values(
+                (0..rows).map(|i| format!("some words and the number {i}")),
+            )),
+        ),
+        (
+            "text",
+            Arc::new(BinaryViewArray::from_iter_values(
+                (0..rows).map(|i| noise(noise(i)).to_le_bytes()),
+            )),
+        ),
+        (
+            "bits",
+            Arc::new(BooleanArray::from_iter((0..rows).map(|i| Some(i % 3 == 0)))),
+        ),
+        (
+            "constant",
+            new_null_array(&DataType::Utf8View, rows as usize),
+        ),
+    ];
+    for (expected, array) in cases {
+        let chunk = packed(&array);
+        assert!(
+            chunk.encoding().starts_with(expected),
+            "{} is not {expected}",
+            chunk.encoding()
+        );
+        assert_reads_back(&array);
+        assert_compares(&array.slice(0, 3000));
+    }
+}
+
+#[test]
+fn views_of_a_dictionary_point_into_the_chunk() {
+    let words = (0..20_000).map(|i| format!("a word longer than twelve bytes {}", i % 9));
+    let array: ArrayRef = Arc::new(StringViewArray::from_iter_values(words));
+    let bytes = aligned(&encode_packed(std::slice::from_ref(&array), &DataType::Utf8View).unwrap());
+    let inside = bytes.as_ptr_range();
+    let chunk = PackedChunk::open(bytes.clone(), &DataType::Utf8View).unwrap();
+    for block in 0..chunk.blocks() {
+        let found = chunk.block(block).unwrap();
+        let buffers = found.as_string_view().data_buffers();
+        assert!(inside.contains(&buffers[0].as_ptr()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_integers_read_back(values in values()) {
+        for data_type in integer_types() {
+            assert_reads_back(&integers(&values, &data_type));
+        }
+    }
+}
+
+#[test]
+fn chunks_of_any_size_read_back() {
+    for rows in [0, 1, 2, 1023, 1024, 1025, 8191, 8192, 8193, 20_000] {
+        let some: ArrayRef = Arc::new(Int32Array::from_iter(
+            (0..rows).map(|i| (i % 7 != 3).then_some(i * 31 % 1000)),
+        ));
+        assert_reads_back(&some);
+        assert_reads_back(&new_null_array(&DataType::Int32, rows as usize));
+        assert_reads_back(&new_null_array(&DataType::Null, rows as usize));
+    }
+}
+
+#[test]
+fn a_chunk_opens_in_the_form_it_has() {
+    let array: ArrayRef = Arc::new(Int64Array::from_iter_values(0..10_000));
+    let arrays = std::slice::from_ref(&array);
+    for (form, bytes) in [
+        (
+            crate::FORM_ARROW,
+            crate::encode_arrow(arrays, &DataType::Int64).unwrap(),
+        ),
+        (
+            crate::FORM_PACKED,
+            encode_packed(arrays, &DataType::Int64).unwrap(),
+        ),
+    ] {
+        let chunk = Chunk::open(form, aligned(&bytes), &DataType::Int64).unwrap();
+        assert_eq!(
+            (chunk.form(), chunk.rows(), chunk.blocks()),
+            (form, 10_000, 2)
+        );
+        assert_eq!(&chunk.block(1).unwrap(), &array.slice(8192, 1808));
+        let statistics = chunk.statistics();
+        let bound = |b: &Option<Scalar<ArrayRef>>| {
+            let (array, _) = b.as_ref().unwrap().get();
+            array.as_primitive::<Int64Type>().value(0)
+        };
+        assert!(statistics.exact);
+        assert_eq!((bound(&statistics.min), bound(&statistics.max)), (0, 9999));
+        let distinct = statistics.distinct.as_ref().unwrap().estimate();
+        assert!((9000..11_000).contains(&distinct), "{distinct}");
+        let zones = chunk.zones().unwrap();
+        assert_eq!(zones.mins.as_primitive::<Int64Type>().values(), &[0, 8192]);
+        assert_eq!(
+            zones.maxs.as_primitive::<Int64Type>().values(),
+            &[8191, 9999]
+        );
+        assert_eq!(zones.row_counts.values(), &[8192, 1808]);
+        let scalar = |v| Scalar::new(Arc::new(Int64Array::from(vec![v])) as ArrayRef);
+        assert!(chunk.may_contain(&scalar(5)) && !chunk.may_contain(&scalar(-1)));
+    }
+    let error = Chunk::open(3, aligned(&[]), &DataType::Int64).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "form 3 has no chunks to open; expected 1 (arrow) or 2 (packed)"
+    );
+}
