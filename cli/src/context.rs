@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use stoa_cache_manager::{PeerNetwork, TransferSettings, TransferTls};
 use stoa_control::ClientSettings;
 use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{TableName, TableVersion};
 use stoa_metastore::{EmbeddedMetastore, EtcdMetastore, EtcdSettings, Records};
 use stoa_origin::{Origin, OriginLimits, StoreSettings, Stores};
-use stoa_reader::{Reader, ReaderOptions, Verify};
+use stoa_reader::neighbours::{Directory, LocalDirectory, ToldDirectory};
+use stoa_reader::{NeighbourSettings, Neighbours, Reader, ReaderOptions, Verify};
 
 use crate::args::Global;
 use crate::config::{Config, EtcdConfig, Machine};
@@ -110,12 +112,63 @@ impl Context {
         Embedded::start(settings).await.map_err(embedded_error)
     }
 
-    /// This machine's cache, to be read.
-    pub fn reader(&self) -> Reader {
+    /// This machine's cache, to be read; nothing of others.
+    pub fn local_reader(&self) -> Reader {
+        self.reader_among(None)
+    }
+
+    /// This machine's cache, to be read, and what other workers hold, to be read from them. Must be
+    /// called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Certificates that cannot be read.
+    pub fn reader(&self) -> Result<Reader> {
+        Ok(self.reader_among(self.neighbours()?))
+    }
+
+    fn reader_among(&self, neighbours: Option<Neighbours>) -> Reader {
         let options = ReaderOptions {
             verify: self.verify(),
         };
-        Reader::open_with(&self.config.cache.location, options, self.origin())
+        let location = &self.config.cache.location;
+        Reader::open_among(location, options, self.origin(), neighbours)
+    }
+
+    /// What other workers hold, as the local worker knows it, or those in `cache.remote.peers`.
+    fn neighbours(&self) -> Result<Option<Neighbours>> {
+        let Some(remote) = &self.config.cache.remote else {
+            return Ok(None);
+        };
+        // Embedded there is one worker, and it is here.
+        if self.is_embedded() && remote.peers.is_empty() {
+            return Ok(None);
+        }
+        let client = PeerNetwork::new(&self.transfer_settings())?.client;
+        let directory: Arc<dyn Directory> = match remote.peers.as_slice() {
+            [] => Arc::new(LocalDirectory::open(&self.config.cache.location)),
+            peers => ToldDirectory::follow(peers, client.clone()),
+        };
+        let settings = NeighbourSettings {
+            deadline: remote.deadline,
+            in_flight_bytes_max: remote.inflight_bytes,
+            ..NeighbourSettings::default()
+        };
+        Ok(Some(Neighbours::new(settings, directory, Arc::new(client))))
+    }
+
+    /// How this machine's memory and that of others is read.
+    pub fn transfer_settings(&self) -> TransferSettings {
+        let transfer = &self.config.transfer;
+        TransferSettings {
+            addresses: transfer.addresses.clone(),
+            tls: transfer.tls.as_ref().map(|tls| TransferTls {
+                ca: tls.ca.clone(),
+                certificate: tls.cert.clone(),
+                key: tls.key.clone(),
+            }),
+            insecure: transfer.insecure,
+            deadline: transfer.deadline,
+        }
     }
 
     fn verify(&self) -> Verify {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stoa_cache_manager::{TransferSettings, TransferTls, Worker, WorkerSettings};
+use stoa_cache_manager::{Worker, WorkerSettings};
 use stoa_control::Listen;
 use stoa_coordinator::{Coordinator, CoordinatorListeners, CoordinatorSettings};
 use stoa_metastore::Records;
@@ -136,7 +136,7 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
         )?),
         pin: config.cache.pin,
         // Embedded there is nobody to read from.
-        transfer: (!context.is_embedded()).then(|| transfer_settings(context)),
+        transfer: (!context.is_embedded()).then(|| context.transfer_settings()),
         ..WorkerSettings::new(
             match context.is_embedded() {
                 true => EMBEDDED_WORKER,
@@ -148,20 +148,6 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
     };
     settings.validate()?;
     Ok(settings)
-}
-
-fn transfer_settings(context: &Context) -> TransferSettings {
-    let transfer = &context.config.transfer;
-    TransferSettings {
-        addresses: transfer.addresses.clone(),
-        tls: transfer.tls.as_ref().map(|tls| TransferTls {
-            ca: tls.ca.clone(),
-            certificate: tls.cert.clone(),
-            key: tls.key.clone(),
-        }),
-        insecure: transfer.insecure,
-        deadline: transfer.deadline,
-    }
 }
 
 fn coordinator_settings(context: &Context) -> CoordinatorSettings {
