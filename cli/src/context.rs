@@ -112,14 +112,23 @@ impl Context {
         Embedded::start(settings).await.map_err(embedded_error)
     }
 
+    /// This machine's cache, to be read; nothing of others.
+    pub fn local_reader(&self) -> Reader {
+        self.reader_among(None)
+    }
+
     /// This machine's cache, to be read, and the memory of other workers beside it. Within a tokio
     /// runtime.
     pub fn reader(&self) -> Reader {
+        self.reader_among(self.neighbours())
+    }
+
+    fn reader_among(&self, neighbours: Option<Neighbours>) -> Reader {
         let options = ReaderOptions {
             verify: self.verify(),
         };
         let location = &self.config.cache.location;
-        Reader::open_among(location, options, self.origin(), self.neighbours())
+        Reader::open_among(location, options, self.origin(), neighbours)
     }
 
     /// The memory of other workers, to be read by queries; none where there are no others. Wrong
