@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::RecordBatchReader;
+use arrow::array::{ArrayRef, RecordBatchReader};
 use arrow::buffer::Buffer as ArrowBuffer;
 use arrow::datatypes::DataType;
 use bytes::{Buf, Bytes};
@@ -19,7 +19,7 @@ use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{ChunkReader, Length};
-use stoa_forms::ArrowChunkWriter;
+use stoa_forms::{ArrowChunkWriter, PackedChunkWriter};
 use stoa_layout::Form;
 
 /// Why a chunk has no bytes to be cached. Text for people; the chunk is read from the origin.
@@ -30,7 +30,7 @@ pub struct Skipped(pub String);
 /// A chunk ready to be appended to a segment.
 #[derive(Clone, Debug)]
 pub struct EncodedChunk {
-    /// The form that it has, which may be parquet where arrow was wanted.
+    /// The form that it has, which may be parquet where another one was wanted.
     pub form: Form,
     /// Rows of the row group.
     pub rows: u32,
@@ -120,7 +120,7 @@ impl FileDecoder {
     /// Makes a chunk in the wanted form from `fetched`: start and bytes of the column chunk of
     /// each leaf of the root column, `column` being the ordinal of the first one.
     ///
-    /// A type that cannot be decoded, or has no arrow form, falls back to the parquet form.
+    /// A type that cannot be decoded, or has no decoded form, falls back to the parquet form.
     ///
     /// # Errors
     /// If the bytes are damaged, the file's row group is out of bounds, or the parser panics.
@@ -149,11 +149,11 @@ impl FileDecoder {
         let fetched_file = FetchedFile {
             ranges: fetched.to_vec(),
         };
-        let decoded =
-            guarded(|| decode(reader, fetched_file, row_group, rows, leaves)).map_err(Skipped)?;
+        let decoded = guarded(|| decode(reader, fetched_file, row_group, rows, leaves, form))
+            .map_err(Skipped)?;
         match decoded {
             Ok(bytes) => Ok(EncodedChunk {
-                form: Form::Arrow,
+                form,
                 rows,
                 parts: vec![bytes],
                 fallback: None,
@@ -165,7 +165,7 @@ impl FileDecoder {
 }
 
 enum Failed {
-    /// Nothing is wrong with the bytes, but they have no arrow form.
+    /// Nothing is wrong with the bytes, but they have no decoded form.
     Unsupported(String),
     /// The bytes do not decode.
     Damaged(String),
@@ -189,6 +189,7 @@ fn decode(
     row_group: u32,
     rows: u32,
     leaves: Range<usize>,
+    form: Form,
 ) -> Result<Bytes, Failed> {
     let mask = ProjectionMask::leaves(reader.parquet_schema(), leaves);
     let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(file, reader)
@@ -211,7 +212,7 @@ fn decode(
             )));
         }
     };
-    let mut writer = ArrowChunkWriter::new(data_type.clone())?;
+    let mut writer = Writer::new(form, data_type.clone())?;
     let mut found = 0u64;
     for batch in batches {
         let batch = batch.map_err(|error| Failed::Damaged(error.to_string()))?;
@@ -223,16 +224,48 @@ fn decode(
             "{found} rows decoded, the footer says {rows}"
         )));
     }
-    validated(writer.finish()?, &data_type)
+    validated(writer.finish()?, &data_type, form)
+}
+
+/// Lays values out in one of the forms that are read block by block.
+enum Writer {
+    Arrow(ArrowChunkWriter),
+    Packed(PackedChunkWriter),
+}
+
+impl Writer {
+    fn new(form: Form, data_type: DataType) -> stoa_forms::Result<Writer> {
+        Ok(match form {
+            Form::Packed => Writer::Packed(PackedChunkWriter::new(data_type)?),
+            _ => Writer::Arrow(ArrowChunkWriter::new(data_type)?),
+        })
+    }
+
+    fn push(&mut self, array: &ArrayRef) -> stoa_forms::Result<()> {
+        match self {
+            Writer::Arrow(writer) => writer.push(array),
+            Writer::Packed(writer) => writer.push(array),
+        }
+    }
+
+    fn finish(self) -> stoa_forms::Result<Vec<u8>> {
+        match self {
+            Writer::Arrow(writer) => writer.finish(),
+            Writer::Packed(writer) => writer.finish(),
+        }
+    }
 }
 
 /// The chunk's bytes, after the check that its readers leave out.
-fn validated(chunk: Vec<u8>, data_type: &DataType) -> Result<Bytes, Failed> {
+fn validated(chunk: Vec<u8>, data_type: &DataType, form: Form) -> Result<Bytes, Failed> {
     // Checked as readers will see it: aligned, which a vector is not.
     let aligned = ArrowBuffer::from_slice_ref(&chunk);
     drop(chunk);
     let bytes = Bytes::from_owner(Aligned(aligned));
-    stoa_forms::validate(bytes.clone(), data_type)?;
+    match form {
+        Form::Packed => stoa_forms::validate_packed(bytes.clone(), data_type)?,
+        _ => stoa_forms::validate(bytes.clone(), data_type)?,
+    }
     Ok(bytes)
 }
 

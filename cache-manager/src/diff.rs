@@ -15,6 +15,7 @@ pub const ENTRY_OVERHEAD_BYTES: u64 = 320;
 pub fn form_tag(form: Form) -> u8 {
     match form {
         Form::Arrow => stoa_forms::FORM_ARROW,
+        Form::Packed => stoa_forms::FORM_PACKED,
         // What this build cannot make, it keeps as it is in the file.
         _ => stoa_forms::FORM_PARQUET,
     }

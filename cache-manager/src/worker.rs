@@ -83,7 +83,7 @@ impl Worker {
                 http: http.as_ref().map(|server| server.address().to_string()),
             },
             capacity_bytes: settings.capacity_bytes,
-            formats: vec!["arrow".into(), "parquet".into()],
+            formats: vec!["arrow".into(), "packed".into(), "parquet".into()],
             started_unix_ms: shared.started_unix_ms,
             incarnation: shared.incarnation.clone(),
         };

@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::sized::SizedTable;
 use crate::term::Term;
 
+/// The part of the room that estimates may be wrong by, one in so many.
+const ESTIMATE_SHARE: u64 = 10;
+
 /// A table version whose footers were read, or were not.
 pub(crate) type Loaded = (String, u64, Result<SizedTable>);
 
@@ -19,9 +22,17 @@ impl Term<'_> {
         self.memory.catalog_loading(&table, version);
         let (records, origin) = (self.shared.records.clone(), self.shared.origin.clone());
         let now_ms = self.shared.clock.unix_ms();
+        let budget_bytes = self.room(&table);
         self.loads.spawn(async move {
             // A panic in a task of its own costs one table, not the term.
-            let work = tokio::spawn(load(records, origin, table.clone(), version, now_ms));
+            let work = tokio::spawn(load(
+                records,
+                origin,
+                table.clone(),
+                version,
+                now_ms,
+                budget_bytes,
+            ));
             let abort = AbortOnDrop(work.abort_handle());
             let sized = work.await.unwrap_or_else(|panic| {
                 Err(Error::Died {
@@ -32,6 +43,17 @@ impl Term<'_> {
             drop(abort);
             (table, version, sized)
         });
+    }
+
+    /// What the choice of a table's forms may fill: some of the room that its workers have, because
+    /// it goes by estimates. Without workers there is nothing to go by.
+    fn room(&self, table: &str) -> u64 {
+        if !self.memory.anybody_live() {
+            return u64::MAX;
+        }
+        let reserve = self.shared.settings.reserve_ratio;
+        let room = self.memory.room_for(table, &self.view, reserve);
+        room - room / ESTIMATE_SHARE
     }
 
     pub(crate) fn loaded(&mut self, loaded: Result<Loaded, JoinError>) {
@@ -61,6 +83,7 @@ async fn load(
     table: String,
     version: u64,
     now_unix_ms: u64,
+    budget_bytes: u64,
 ) -> Result<SizedTable> {
     let named = table_version(&table, version);
     let Some(json) = records.layout(&table, version).await? else {
@@ -95,7 +118,7 @@ async fn load(
             "file rejected"
         );
     }
-    let sized = tokio::task::spawn_blocking(move || SizedTable::new(&catalog)).await;
+    let sized = tokio::task::spawn_blocking(move || SizedTable::new(&catalog, budget_bytes)).await;
     sized.map_err(|panic| Error::Died {
         table_version: named.clone(),
         reason: panic.to_string(),

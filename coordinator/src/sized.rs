@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use stoa_layout::{Form, Replicas, TableCatalog, WantedChunk, wanted};
+use stoa_layout::{Form, Replicas, TableCatalog, WantedChunk, wanted_within};
 use stoa_metastore::WorkerPlan;
 use stoa_origin::ObjectIdentity;
 use twox_hash::XxHash3_64;
@@ -23,10 +23,10 @@ pub(crate) struct SizedTable {
 
 impl SizedTable {
     /// Everything that the catalog's layout wants. Fails on layouts that name what is not there,
-    /// and on those that want nothing.
-    pub(crate) fn new(catalog: &TableCatalog) -> Result<SizedTable> {
+    /// and on those that want nothing. Forms that are to be chosen fill `budget_bytes`.
+    pub(crate) fn new(catalog: &TableCatalog, budget_bytes: u64) -> Result<SizedTable> {
         let table_version = || catalog.table_version().to_string();
-        let chunks = wanted(catalog).map_err(|source| Error::Layout {
+        let chunks = wanted_within(catalog, budget_bytes).map_err(|source| Error::Layout {
             table_version: table_version(),
             source: Box::new(source),
         })?;

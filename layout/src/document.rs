@@ -1,6 +1,6 @@
 //! Layout documents: what a layout version wants cached.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,12 @@ pub struct LayoutDocument {
     /// On how many workers each chunk should lie: a number, or `"all"`; by default on one.
     #[serde(default, skip_serializing_if = "Replicas::is_one")]
     pub replicas: Replicas,
+    /// The forms of single root columns, instead.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub forms: BTreeMap<String, FormChoice>,
+    /// Bytes that the choice of forms fills; none given means what the workers have room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_bytes: Option<u64>,
     /// Hive-style partition columns (`day=1/` in paths), in order; none given means discovered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partition_columns: Vec<String>,
@@ -101,6 +107,8 @@ impl LayoutDocument {
             full_files_only: None,
             form: FormChoice::Auto,
             replicas: Replicas::ONE,
+            forms: BTreeMap::new(),
+            budget_bytes: None,
             partition_columns: Vec::new(),
             files: Vec::new(),
         }
@@ -112,6 +120,11 @@ impl LayoutDocument {
             table: self.table.clone(),
             version: self.version,
         }
+    }
+
+    /// The form that the layout asks for of a root column.
+    pub fn form_of(&self, column: &str) -> FormChoice {
+        self.forms.get(column).copied().unwrap_or(self.form)
     }
 
     /// Parses and validates a document.

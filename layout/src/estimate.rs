@@ -2,8 +2,10 @@
 
 use arrow::datatypes::DataType;
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
+use parquet::file::statistics::Statistics;
 
 use crate::catalog::{RootColumn, TableCatalog};
+use crate::form::Form;
 use crate::schema::allows_arrow;
 
 /// Rows of an independent block of the arrow form.
@@ -29,6 +31,77 @@ pub struct ColumnSize {
     /// Estimated bytes of its chunks in the arrow form; of chunks that have none, their bytes in
     /// the files.
     pub arrow_bytes: u64,
+    /// Estimated bytes of its chunks in the packed form; of chunks that have none, their bytes in
+    /// the files.
+    pub packed_bytes: u64,
+}
+
+/// What some chunks take in each form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FormBytes {
+    /// In the arrow form.
+    pub arrow: u64,
+    /// In the packed form.
+    pub packed: u64,
+    /// In the file.
+    pub parquet: u64,
+}
+
+impl FormBytes {
+    /// The bytes in one form.
+    pub fn of(&self, form: Form) -> u64 {
+        match form {
+            Form::Arrow => self.arrow,
+            Form::Packed => self.packed,
+            Form::Parquet => self.parquet,
+        }
+    }
+
+    /// The bytes of both.
+    pub fn plus(&self, other: FormBytes) -> FormBytes {
+        FormBytes {
+            arrow: self.arrow.saturating_add(other.arrow),
+            packed: self.packed.saturating_add(other.packed),
+            parquet: self.parquet.saturating_add(other.parquet),
+        }
+    }
+}
+
+/// What kind of values a column has, as far as reading them costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// Booleans.
+    Bits,
+    /// Integers and what is one inside, of that many bytes in the arrow form.
+    Integers {
+        /// Bytes of a value.
+        bytes: u8,
+    },
+    /// Floats.
+    Floats,
+    /// Strings and binaries that repeat.
+    RepeatedText,
+    /// Other strings and binaries.
+    Text,
+    /// Everything else.
+    Other,
+}
+
+impl Values {
+    /// The kind of a type's values; text is taken to repeat.
+    pub fn of(data_type: &DataType) -> Values {
+        use DataType::*;
+        match data_type {
+            Boolean => Values::Bits,
+            Float32 | Float64 => Values::Floats,
+            Utf8 | LargeUtf8 | Utf8View | Binary | LargeBinary | BinaryView => Values::RepeatedText,
+            Float16 | Interval(_) => Values::Other,
+            other => match other.primitive_width() {
+                Some(bytes) => Values::Integers { bytes: bytes as u8 },
+                None => Values::Other,
+            },
+        }
+    }
 }
 
 /// What the columns of a table take in each form, in schema order.
@@ -39,6 +112,7 @@ pub fn sizes(catalog: &TableCatalog) -> Vec<ColumnSize> {
             column: field.name().clone(),
             parquet_bytes: 0,
             arrow_bytes: 0,
+            packed_bytes: 0,
         })
         .collect();
     for file in &catalog.files {
@@ -47,12 +121,10 @@ pub fn sizes(catalog: &TableCatalog) -> Vec<ColumnSize> {
                 continue;
             };
             for group in file.metadata.row_groups() {
-                let parquet = parquet_bytes(root, group);
-                sizes[index].parquet_bytes += parquet;
-                sizes[index].arrow_bytes += match allows_arrow(root) {
-                    true => arrow_bytes(root, group),
-                    false => parquet,
-                };
+                let (bytes, _) = column_bytes(root, group);
+                sizes[index].parquet_bytes += bytes.parquet;
+                sizes[index].arrow_bytes += bytes.arrow;
+                sizes[index].packed_bytes += bytes.packed;
             }
         }
     }
@@ -63,6 +135,88 @@ pub fn sizes(catalog: &TableCatalog) -> Vec<ColumnSize> {
 pub(crate) fn parquet_bytes(root: &RootColumn, group: &RowGroupMetaData) -> u64 {
     let chunks = group.columns()[root.leaf_range()].iter();
     chunks.map(|chunk| chunk.compressed_size() as u64).sum()
+}
+
+/// Estimated bytes of a root column in each form, and what kind of values it has.
+pub(crate) fn column_bytes(root: &RootColumn, group: &RowGroupMetaData) -> (FormBytes, Values) {
+    let parquet = parquet_bytes(root, group);
+    if !allows_arrow(root) {
+        let bytes = FormBytes {
+            arrow: parquet,
+            packed: parquet,
+            parquet,
+        };
+        return (bytes, Values::Other);
+    }
+    let arrow = arrow_bytes(root, group);
+    let (packed, values) = packed_bytes(root, group, arrow);
+    let bytes = FormBytes {
+        arrow,
+        packed,
+        parquet,
+    };
+    (bytes, values)
+}
+
+/// Text whose pages take fewer bytes a value is a dictionary's codes, and repeats.
+const REPEATED_BYTES_MAX: u64 = 3;
+/// What FSST leaves of text, in percent, and the bits of a packed length.
+const COMPRESSED_PERCENT: u64 = 45;
+const LENGTH_BITS: u64 = 6;
+/// Header, statistics and bounds of a chunk; what a block adds.
+const PACKED_OVERHEAD_BYTES: u64 = 1800;
+const PACKED_BLOCK_BYTES: u64 = 160;
+
+/// Estimated bytes of a root column in the packed form.
+fn packed_bytes(root: &RootColumn, group: &RowGroupMetaData, arrow: u64) -> (u64, Values) {
+    let rows = group.num_rows() as u64;
+    let values = Values::of(root.field.data_type());
+    let [leaf] = &group.columns()[root.leaf_range()] else {
+        return (arrow, Values::Other);
+    };
+    // Its pages hold codes or plain values: both are packed about as tightly as here.
+    let pages = leaf.uncompressed_size() as u64;
+    let (bytes, values) = match values {
+        Values::Bits => (rows.div_ceil(8), values),
+        Values::Integers { bytes } => {
+            let bits = range_bits(leaf).unwrap_or(u64::from(bytes) * 8);
+            (pages.min(rows.saturating_mul(bits) / 8), values)
+        }
+        Values::Floats => (pages, values),
+        Values::RepeatedText | Values::Text => {
+            if pages <= rows.saturating_mul(REPEATED_BYTES_MAX) {
+                (pages, Values::RepeatedText)
+            } else {
+                let lengths = rows.saturating_mul(LENGTH_BITS) / 8;
+                let text = data_bytes(leaf).saturating_mul(COMPRESSED_PERCENT) / 100;
+                (text.saturating_add(lengths), Values::Text)
+            }
+        }
+        Values::Other => return (arrow, values),
+    };
+    let nulls = match has_nulls(Some(leaf)) {
+        true => rows.div_ceil(8),
+        false => 0,
+    };
+    let blocks = rows.div_ceil(BLOCK_ROWS);
+    let overhead = PACKED_OVERHEAD_BYTES + blocks * PACKED_BLOCK_BYTES;
+    let bytes = bytes.saturating_add(nulls).saturating_add(overhead);
+    (bytes.min(CHUNK_BYTES_MAX), values)
+}
+
+/// Bits that tell the values between the footer's bounds apart.
+fn range_bits(leaf: &ColumnChunkMetaData) -> Option<u64> {
+    let span = match leaf.statistics()? {
+        Statistics::Int32(bounds) => {
+            i128::from(*bounds.max_opt()?) - i128::from(*bounds.min_opt()?)
+        }
+        Statistics::Int64(bounds) => {
+            i128::from(*bounds.max_opt()?) - i128::from(*bounds.min_opt()?)
+        }
+        _ => return None,
+    };
+    let span = u64::try_from(span).ok()?;
+    Some(u64::from(u64::BITS - span.leading_zeros()))
 }
 
 /// Estimated bytes of a root column in the arrow form.

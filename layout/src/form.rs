@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 pub enum Form {
     /// Decoded once, read in place.
     Arrow,
+    /// About as small as compressed Parquet, unpacked block by block while it is read.
+    Packed,
     /// The chunk's bytes as they are in the file.
     Parquet,
 }
@@ -23,6 +25,7 @@ impl Form {
     pub fn as_str(self) -> &'static str {
         match self {
             Form::Arrow => "arrow",
+            Form::Packed => "packed",
             Form::Parquet => "parquet",
         }
     }
@@ -40,10 +43,11 @@ impl FromStr for Form {
     fn from_str(text: &str) -> Result<Form> {
         match text {
             "arrow" => Ok(Form::Arrow),
+            "packed" => Ok(Form::Packed),
             "parquet" => Ok(Form::Parquet),
             _ => Err(Error::UnknownForm {
                 text: text.into(),
-                expected: "arrow, parquet",
+                expected: "arrow, packed, parquet",
             }),
         }
     }
@@ -54,11 +58,13 @@ impl FromStr for Form {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum FormChoice {
-    /// Stoa chooses: arrow where the type allows it.
+    /// Stoa chooses, see [`choose_forms`](crate::choose_forms).
     #[default]
     Auto,
     /// Arrow where the type allows it, else parquet.
     Arrow,
+    /// Packed where the type allows it, else parquet.
+    Packed,
     /// Parquet everywhere.
     Parquet,
 }
@@ -69,15 +75,20 @@ impl FormChoice {
         match self {
             FormChoice::Auto => "auto",
             FormChoice::Arrow => "arrow",
+            FormChoice::Packed => "packed",
             FormChoice::Parquet => "parquet",
         }
     }
 
-    /// The form of a chunk whose column allows the arrow form or not.
-    pub fn form(self, allows_arrow: bool) -> Form {
+    /// The form that is asked for of a column that can be decoded or not; `None` where Stoa
+    /// chooses.
+    pub fn form(self, can_be_decoded: bool) -> Option<Form> {
         match self {
-            FormChoice::Auto | FormChoice::Arrow if allows_arrow => Form::Arrow,
-            _ => Form::Parquet,
+            _ if !can_be_decoded => Some(Form::Parquet),
+            FormChoice::Auto => None,
+            FormChoice::Arrow => Some(Form::Arrow),
+            FormChoice::Packed => Some(Form::Packed),
+            FormChoice::Parquet => Some(Form::Parquet),
         }
     }
 }
@@ -95,10 +106,11 @@ impl FromStr for FormChoice {
         match text {
             "auto" => Ok(FormChoice::Auto),
             "arrow" => Ok(FormChoice::Arrow),
+            "packed" => Ok(FormChoice::Packed),
             "parquet" => Ok(FormChoice::Parquet),
             _ => Err(Error::UnknownForm {
                 text: text.into(),
-                expected: "auto, arrow, parquet",
+                expected: "auto, arrow, packed, parquet",
             }),
         }
     }
@@ -123,16 +135,21 @@ mod tests {
 
     #[test]
     fn forms_have_names() {
-        for form in [Form::Arrow, Form::Parquet] {
+        for form in [Form::Arrow, Form::Packed, Form::Parquet] {
             assert_eq!(form.to_string().parse::<Form>().unwrap(), form);
             assert_eq!(serde_json::to_string(&form).unwrap(), format!("\"{form}\""));
         }
-        for choice in [FormChoice::Auto, FormChoice::Arrow, FormChoice::Parquet] {
+        for choice in [
+            FormChoice::Auto,
+            FormChoice::Arrow,
+            FormChoice::Packed,
+            FormChoice::Parquet,
+        ] {
             assert_eq!(choice.to_string().parse::<FormChoice>().unwrap(), choice);
         }
         assert_eq!(
             "orc".parse::<FormChoice>().unwrap_err().to_string(),
-            "unknown form \"orc\"; expected one of auto, arrow, parquet"
+            "unknown form \"orc\"; expected one of auto, arrow, packed, parquet"
         );
     }
 }

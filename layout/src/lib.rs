@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod choice;
 mod document;
 mod encode;
 mod error;
@@ -29,14 +30,15 @@ mod thrift;
 mod wanted;
 
 pub use catalog::{CatalogFile, RejectedFile, RootColumn, TableCatalog};
+pub use choice::{Candidate, Choice, Why, candidates, choose_forms, forms_of};
 pub use document::{ChunkSpec, ColumnRef, LayoutDocument};
 pub use error::{Error, Result};
-pub use estimate::{ColumnSize, sizes};
+pub use estimate::{ColumnSize, FormBytes, Values, sizes};
 pub use form::{ChunkRef, Form, FormChoice};
 pub use names::{LayoutVersion, TableName, TableVersion};
 pub use replicas::Replicas;
 pub use schema::{allows_arrow, decoded_schema};
-pub use wanted::{WantedChunk, wanted};
+pub use wanted::{WantedChunk, wanted, wanted_within};
 
 pub use parquet::file::metadata::ParquetMetaData;
 pub use stoa_origin::{Location, ObjectIdentity, ObjectTag, Origin};

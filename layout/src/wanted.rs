@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::catalog::{CatalogFile, RootColumn, TableCatalog};
+use crate::choice::forms_of;
 use crate::document::{ChunkSpec, ColumnRef};
 use crate::error::{Error, Result};
-use crate::estimate::{arrow_bytes, parquet_bytes};
+use crate::estimate::column_bytes;
 use crate::form::{ChunkRef, Form};
 use crate::schema::allows_arrow;
 
@@ -39,14 +40,31 @@ const NAMES_MAX: usize = 12;
 /// names and the table does not have. Chunks of files that have changed since the layout was
 /// written, or that are rejected, are left out without an error.
 pub fn wanted(catalog: &TableCatalog) -> Result<Vec<WantedChunk>, Error> {
+    wanted_within(catalog, u64::MAX)
+}
+
+/// As [`wanted`], where forms that are to be chosen are chosen so that all together take at most
+/// `budget_bytes`, unless the layout has a budget of its own.
+///
+/// # Errors
+/// As [`wanted`].
+pub fn wanted_within(catalog: &TableCatalog, budget_bytes: u64) -> Result<Vec<WantedChunk>> {
     catalog.layout.validate()?;
+    for column in catalog.layout.forms.keys() {
+        check_column(catalog, column)?;
+    }
+    let chosen = forms_of(catalog, budget_bytes, |_| 1.0);
+    let forms: Forms = chosen.into_iter().map(|c| (c.column, c.form)).collect();
     match &catalog.layout.chunks {
-        Some(chunks) => wanted_chunks(catalog, chunks),
-        None => wanted_columns(catalog),
+        Some(chunks) => wanted_chunks(catalog, chunks, &forms),
+        None => wanted_columns(catalog, &forms),
     }
 }
 
-fn wanted_columns(catalog: &TableCatalog) -> Result<Vec<WantedChunk>> {
+/// The form of each column, by its name.
+type Forms = HashMap<String, Form>;
+
+fn wanted_columns(catalog: &TableCatalog, forms: &Forms) -> Result<Vec<WantedChunk>> {
     let layout = &catalog.layout;
     let mut columns: Vec<&str> = match &layout.columns {
         Some(columns) => columns.iter().map(String::as_str).collect(),
@@ -71,14 +89,18 @@ fn wanted_columns(catalog: &TableCatalog) -> Result<Vec<WantedChunk>> {
                 continue;
             };
             for group in 0..file.metadata.num_row_groups() {
-                wanted.extend(chunk(catalog, number, group, root));
+                wanted.extend(chunk(catalog, number, group, root, forms));
             }
         }
     }
     Ok(wanted)
 }
 
-fn wanted_chunks(catalog: &TableCatalog, specs: &[ChunkSpec]) -> Result<Vec<WantedChunk>> {
+fn wanted_chunks(
+    catalog: &TableCatalog,
+    specs: &[ChunkSpec],
+    forms: &Forms,
+) -> Result<Vec<WantedChunk>> {
     let files = FilesByPath::new(catalog);
     let mut seen = HashSet::new();
     let mut wanted = Vec::with_capacity(specs.len());
@@ -100,7 +122,7 @@ fn wanted_chunks(catalog: &TableCatalog, specs: &[ChunkSpec]) -> Result<Vec<Want
             });
         }
         if is_full(catalog, file) {
-            wanted.extend(chunk(catalog, number, spec.row_group as usize, root));
+            wanted.extend(chunk(catalog, number, spec.row_group as usize, root, forms));
         }
     }
     Ok(wanted)
@@ -119,14 +141,14 @@ fn chunk(
     file: usize,
     row_group: usize,
     root: &RootColumn,
+    forms: &Forms,
 ) -> Option<WantedChunk> {
     let group = catalog.files[file].metadata.row_group(row_group);
-    let form = catalog.layout.form.form(allows_arrow(root));
-    let compressed_bytes = parquet_bytes(root, group);
-    let bytes = match form {
-        Form::Arrow => arrow_bytes(root, group),
-        Form::Parquet => compressed_bytes,
+    let form = match allows_arrow(root) {
+        true => forms.get(root.name()).copied().unwrap_or(Form::Parquet),
+        false => Form::Parquet,
     };
+    let (bytes, _) = column_bytes(root, group);
     (group.num_rows() > 0).then_some(WantedChunk {
         chunk: ChunkRef {
             file: file as u32,
@@ -134,8 +156,8 @@ fn chunk(
             column: root.first_leaf,
         },
         form,
-        bytes,
-        compressed_bytes,
+        bytes: bytes.of(form),
+        compressed_bytes: bytes.parquet,
         rows: group.num_rows() as u64,
     })
 }

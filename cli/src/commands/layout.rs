@@ -4,14 +4,14 @@ use std::io::Read;
 
 use serde_json::{Value, json};
 use stoa_layout::{
-    FormChoice, LayoutDocument, LayoutVersion, Location, TableCatalog, TableName, TableVersion,
-    sizes, wanted,
+    Choice, LayoutDocument, LayoutVersion, Location, TableCatalog, TableName, TableVersion,
+    candidates, forms_of, sizes, wanted,
 };
 use stoa_metastore::Records;
 
 use super::load::{load, request};
 use super::print_json;
-use crate::args::{FormArg, LayoutCommand, LayoutCreateArgs, LoadArgs};
+use crate::args::{LayoutCommand, LayoutCreateArgs, LoadArgs};
 use crate::config::format_bytes;
 use crate::context::{Context, Target, now_unix_ms};
 use crate::error::{Error, Result};
@@ -32,6 +32,12 @@ pub async fn layout(command: LayoutCommand, context: &Context) -> Result<()> {
             location,
             json,
         } => size(table.as_deref(), location.as_deref(), json, context).await,
+        LayoutCommand::Explain {
+            table,
+            location,
+            budget,
+            json,
+        } => explain(table.as_deref(), location.as_deref(), budget, json, context).await,
     }
 }
 
@@ -155,12 +161,16 @@ fn document(args: &LayoutCreateArgs, target: &Target, context: &Context) -> Resu
     if args.full_files_only.is_some() {
         document.full_files_only = args.full_files_only;
     }
-    if let Some(form) = args.form {
-        document.form = match form {
-            FormArg::Auto => FormChoice::Auto,
-            FormArg::Arrow => FormChoice::Arrow,
-            FormArg::Parquet => FormChoice::Parquet,
-        };
+    for asked in &args.form {
+        match &asked.column {
+            None => document.form = asked.form,
+            Some(column) => {
+                document.forms.insert(column.clone(), asked.form);
+            }
+        }
+    }
+    if args.budget.is_some() {
+        document.budget_bytes = args.budget;
     }
     if let Some(replicas) = args.replicas {
         document.replicas = replicas;
@@ -265,6 +275,16 @@ fn describe(document: &LayoutDocument) -> String {
     if !document.replicas.is_one() {
         lines.push(("replicas", document.replicas.to_string()));
     }
+    let forms = document.forms.iter();
+    let forms: Vec<String> = forms
+        .map(|(column, form)| format!("{column} {form}"))
+        .collect();
+    if !forms.is_empty() {
+        lines.push(("but", forms.join(", ")));
+    }
+    if let Some(budget) = document.budget_bytes {
+        lines.push(("budget", format_bytes(budget)));
+    }
     if !document.partition_columns.is_empty() {
         lines.push(("partitioned by", document.partition_columns.join(", ")));
     }
@@ -347,12 +367,12 @@ fn ranges(numbers: &[u64]) -> String {
     shown.join(", ")
 }
 
-async fn size(
+/// The catalog of a table with a published layout, or of files without one.
+async fn catalog_of(
     table: Option<&str>,
     location: Option<&str>,
-    json: bool,
     context: &Context,
-) -> Result<()> {
+) -> Result<TableCatalog> {
     let document = match (table, location) {
         (_, Some(location)) => {
             let location = context.config.location(location, &context.machine);
@@ -369,8 +389,91 @@ async fn size(
     let spinner = spinner(format!("reading footers of {}", document.location));
     let catalog = TableCatalog::load(&context.origin(), &document, now_unix_ms()).await;
     spinner.finish_and_clear();
-    let catalog = catalog?;
+    Ok(catalog?)
+}
+
+async fn explain(
+    table: Option<&str>,
+    location: Option<&str>,
+    budget: Option<u64>,
+    json: bool,
+    context: &Context,
+) -> Result<()> {
+    let mut catalog = catalog_of(table, location, context).await?;
+    catalog.layout.budget_bytes = budget.or(catalog.layout.budget_bytes);
+    let budget = catalog.layout.budget_bytes;
+    let budget = budget.unwrap_or(context.config.cache.size_bytes);
+    let choices = forms_of(&catalog, budget, |_| 1.0);
+    let sizes = candidates(&catalog, |_| 1.0);
+    if json {
+        let columns = choices.iter().map(|choice| {
+            let size = sizes.iter().find(|size| size.column == choice.column);
+            json!({
+                "column": choice.column,
+                "form": choice.form.as_str(),
+                "why": choice.why.to_string(),
+                "bytes": choice.bytes,
+                "arrow_bytes": size.map(|size| size.bytes.arrow),
+                "packed_bytes": size.map(|size| size.bytes.packed),
+                "parquet_bytes": size.map(|size| size.bytes.parquet),
+                "saved_ns": choice.saved_ns,
+                "benefit": choice.benefit,
+            })
+        });
+        print_json(&json!({
+            "budget_bytes": budget,
+            "bytes": choices.iter().map(|choice| choice.bytes).sum::<u64>(),
+            "columns": columns.collect::<Vec<_>>(),
+        }));
+        return Ok(());
+    }
+    print!("{}", explained(&choices));
+    eprintln!("chosen for a budget of {}", format_bytes(budget));
+    Ok(())
+}
+
+/// The choices as a table for people.
+fn explained(choices: &[Choice]) -> TextTable {
+    let mut shown = TextTable::new([
+        ("column", Align::Left),
+        ("form", Align::Left),
+        ("about", Align::Right),
+        ("saves a scan", Align::Right),
+        ("ns a byte", Align::Right),
+        ("why", Align::Left),
+    ]);
+    for choice in choices {
+        shown.row([
+            choice.column.clone(),
+            choice.form.to_string(),
+            format_bytes(choice.bytes),
+            format!("{:.1} ms", choice.saved_ns / 1e6),
+            format!("{:.2}", choice.benefit),
+            choice.why.to_string(),
+        ]);
+    }
+    let bytes = choices.iter().map(|choice| choice.bytes).sum();
+    let saved: f64 = choices.iter().map(|choice| choice.saved_ns).sum();
+    shown.row([
+        "all".to_string(),
+        String::new(),
+        format_bytes(bytes),
+        format!("{:.1} ms", saved / 1e6),
+        String::new(),
+        String::new(),
+    ]);
+    shown
+}
+
+async fn size(
+    table: Option<&str>,
+    location: Option<&str>,
+    json: bool,
+    context: &Context,
+) -> Result<()> {
+    let catalog = catalog_of(table, location, context).await?;
     let sizes = sizes(&catalog);
+    let packed: u64 = sizes.iter().map(|size| size.packed_bytes).sum();
     let parquet: u64 = sizes.iter().map(|size| size.parquet_bytes).sum();
     let arrow: u64 = sizes.iter().map(|size| size.arrow_bytes).sum();
     if json {
@@ -381,15 +484,17 @@ async fn size(
                     "column": size.column,
                     "parquet_bytes": size.parquet_bytes,
                     "arrow_bytes": size.arrow_bytes,
+                    "packed_bytes": size.packed_bytes,
                 })
             })
             .collect();
         print_json(&json!({
-            "location": document.location,
+            "location": catalog.layout.location,
             "files": catalog.files.len(),
             "columns": columns,
             "parquet_bytes": parquet,
             "arrow_bytes": arrow,
+            "packed_bytes": packed,
         }));
         return Ok(());
     }
@@ -398,22 +503,32 @@ async fn size(
         ("parquet", Align::Right),
         ("arrow", Align::Right),
         ("arrow/parquet", Align::Right),
+        ("packed", Align::Right),
+        ("packed/parquet", Align::Right),
     ]);
-    let mut row = |name: &str, parquet: u64, arrow: u64| {
+    let mut row = |name: &str, parquet: u64, arrow: u64, packed: u64| {
+        let ratio = |bytes: u64| match parquet {
+            0 => "-".into(),
+            parquet => format!("{:.1}", bytes as f64 / parquet as f64),
+        };
         shown.row([
             name.to_string(),
             format_bytes(parquet),
             format_bytes(arrow),
-            match parquet {
-                0 => "-".into(),
-                parquet => format!("{:.1}", arrow as f64 / parquet as f64),
-            },
+            ratio(arrow),
+            format_bytes(packed),
+            ratio(packed),
         ]);
     };
     for size in &sizes {
-        row(&size.column, size.parquet_bytes, size.arrow_bytes);
+        row(
+            &size.column,
+            size.parquet_bytes,
+            size.arrow_bytes,
+            size.packed_bytes,
+        );
     }
-    row("all", parquet, arrow);
+    row("all", parquet, arrow, packed);
     print!("{shown}");
     let budget = context.config.cache.size_bytes;
     if arrow > budget {
