@@ -102,6 +102,7 @@ impl Context {
             state_directory: Some(self.state_directory().to_path_buf()),
             freshness: self.config.cache.freshness,
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
             stores: self.store_settings(),
             origin: self.origin_limits(),
         };
@@ -112,6 +113,7 @@ impl Context {
     pub fn reader(&self) -> Reader {
         let options = ReaderOptions {
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
         };
         Reader::open_with(&self.config.cache.location, options, self.origin())
     }
