@@ -106,6 +106,7 @@ impl Context {
             pin: self.config.cache.pin,
             freshness: self.config.cache.freshness,
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
             stores: self.store_settings(),
             origin: self.origin_limits(),
         };
@@ -126,6 +127,7 @@ impl Context {
     fn reader_among(&self, neighbours: Option<Neighbours>) -> Reader {
         let options = ReaderOptions {
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
         };
         let location = &self.config.cache.location;
         Reader::open_among(location, options, self.origin(), neighbours)

@@ -44,6 +44,13 @@ impl FileMap {
         }
     }
 
+    /// Lets the kernel map the pages of a range at once, so that no reader waits for each of them.
+    pub(crate) fn populate(&self, offset: usize, length: usize) -> io::Result<()> {
+        self.map.as_ref().map_or(Ok(()), |map| {
+            map.advise_range(memmap2::Advice::PopulateRead, offset, length)
+        })
+    }
+
     /// Keeps the pages in memory until the mapping ends.
     pub(crate) fn lock(&self) -> io::Result<()> {
         self.map.as_ref().map_or(Ok(()), MmapRaw::lock)
