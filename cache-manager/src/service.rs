@@ -10,6 +10,7 @@ use stoa_metastore::{Records, TableState, WorkerState};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::events::{Command, Looked};
+use crate::peers::Peers;
 use crate::shared::{Details, Shared, unix_ms};
 
 /// Damaged chunks that a report names.
@@ -21,6 +22,7 @@ pub struct WorkerControl {
     shared: Arc<Shared>,
     records: Records,
     commands: mpsc::Sender<Command>,
+    peers: Option<Arc<Peers>>,
 }
 
 impl std::fmt::Debug for WorkerControl {
@@ -36,11 +38,13 @@ impl WorkerControl {
         shared: Arc<Shared>,
         records: Records,
         commands: mpsc::Sender<Command>,
+        peers: Option<Arc<Peers>>,
     ) -> WorkerControl {
         WorkerControl {
             shared,
             records,
             commands,
+            peers,
         }
     }
 
@@ -198,6 +202,8 @@ fn table_status(of: &TableState, looked_at_unix_ms: u64) -> TableStatus {
         held_bytes: of.held_bytes,
         kept_chunks: of.kept_chunks,
         fetched_chunks: of.fetched_chunks,
+        peer_chunks: of.peer_chunks,
+        peer_bytes: of.peer_bytes,
         left_out_chunks: of.left_out.chunks,
         left_out_bytes: of.left_out.bytes,
         left_out_reason: of.left_out.reason.clone().unwrap_or_default(),

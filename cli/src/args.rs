@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use stoa_layout::FormChoice;
+use stoa_layout::{FormChoice, Replicas};
 
 use crate::config::{Inputs, parse_bytes};
 use crate::demo::DemoArgs;
@@ -270,6 +270,10 @@ pub struct LayoutCreateArgs {
     /// Only files with exactly N row groups (Pixels' rule); else the smaller tails too.
     #[arg(long, value_name = "N")]
     pub full_files_only: Option<u32>,
+    /// On how many workers each chunk should lie: 1, 2, … or `all`, for small tables that every
+    /// node reads; else on one.
+    #[arg(long, value_name = "K|all")]
+    pub replicas: Option<Replicas>,
     /// The form of cached chunks: auto, arrow, packed or parquet; COLUMN=FORM for one column.
     /// auto chooses what scans fastest within the budget, arrow is decoded (3 to 5 times the bytes
     /// of Parquet), packed takes less than Parquet and is unpacked while it is read, parquet is as

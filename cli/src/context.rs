@@ -100,6 +100,8 @@ impl Context {
             cache_directory: self.config.cache.location.clone(),
             capacity_bytes: self.config.cache.size_bytes,
             state_directory: Some(self.state_directory().to_path_buf()),
+            group_access: self.config.cache.group_access,
+            pin: self.config.cache.pin,
             freshness: self.config.cache.freshness,
             verify: self.verify(),
             stores: self.store_settings(),

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 
 use crate::nodes::Nodes;
-use crate::plan::{PlanChunk, units_by};
+use crate::plan::{Copies, units_by};
 
-/// Chunks of one row group that go together.
+/// Chunks of one row group that go together; of each the same copy.
 #[derive(Clone, Debug)]
 pub(crate) struct Unit {
     pub(crate) group: u64,
+    /// Which copy.
+    pub(crate) ordinal: u32,
     pub(crate) bytes: u64,
     /// Where it was before.
     pub(crate) previous: Option<usize>,
@@ -21,11 +23,36 @@ pub(crate) struct Unit {
 pub(crate) struct Homes {
     /// In the order of their first chunks.
     pub(crate) units: Vec<Unit>,
-    /// The unit of each chunk; `None` for those that were not admitted.
-    pub(crate) of_chunk: Vec<Option<u32>>,
+    /// The unit of each copy; `None` for those that were not admitted.
+    pub(crate) of_copy: Vec<Option<u32>>,
+    /// The units of each row group.
+    pub(crate) of_group: HashMap<u64, Vec<u32>>,
 }
 
 impl Homes {
+    /// A new unit without chunks.
+    pub(crate) fn begin(&mut self, group: u64, ordinal: u32, previous: Option<usize>) -> u32 {
+        let number = self.units.len() as u32;
+        self.units.push(Unit {
+            group,
+            ordinal,
+            bytes: 0,
+            previous,
+            home: None,
+        });
+        self.of_group.entry(group).or_default().push(number);
+        number
+    }
+
+    /// Whether another copy of the unit's row group lives at this worker.
+    fn is_taken(&self, unit: usize, node: usize) -> bool {
+        let Unit { group, ordinal, .. } = self.units[unit];
+        let others = self.of_group.get(&group).into_iter().flatten();
+        others
+            .map(|other| &self.units[*other as usize])
+            .any(|other| other.ordinal != ordinal && other.home == Some(node))
+    }
+
     fn settle(&mut self, unit: usize, node: usize, nodes: &mut Nodes) {
         let unit = &mut self.units[unit];
         unit.home = Some(node);
@@ -40,13 +67,13 @@ impl Homes {
 /// A unit is the part of a row group that was at one worker before: when a version adds a column,
 /// the columns that are there stay whatever becomes of the new one.
 pub(crate) fn bounded_homes(
-    chunks: &[PlanChunk],
+    copies: &Copies<'_>,
     previous: &[Option<usize>],
     admitted: &[bool],
     nodes: &mut Nodes,
     load: f64,
 ) -> Homes {
-    let mut homes = units_by(chunks, admitted, |chunk| previous[chunk]);
+    let mut homes = units_by(copies, admitted, |copy| previous[copy]);
     keep(&mut homes, nodes, false);
     set_limits(&homes, nodes, load);
     keep(&mut homes, nodes, true);
@@ -79,15 +106,24 @@ fn settle_the_homeless(homes: &mut Homes, nodes: &mut Nodes) {
     let mut company = most_of_each_group(homes);
     for unit in 0..homes.units.len() {
         let Unit {
-            group, bytes, home, ..
+            group,
+            ordinal,
+            bytes,
+            home,
+            ..
         } = homes.units[unit];
         if home.is_some() {
             continue;
         }
         let fits = |node: usize| {
-            nodes[node].accepts_new && nodes[node].fits_within(bytes, nodes[node].limit)
+            nodes[node].accepts_new
+                && nodes[node].fits_within(bytes, nodes[node].limit)
+                && !homes.is_taken(unit, node)
         };
-        let with_its_own = company.get(&group).copied().filter(|node| fits(*node));
+        let with_its_own = company
+            .get(&(group, ordinal))
+            .copied()
+            .filter(|node| fits(*node));
         let at = with_its_own.or_else(|| {
             nodes
                 .rank(group)
@@ -97,7 +133,7 @@ fn settle_the_homeless(homes: &mut Homes, nodes: &mut Nodes) {
         });
         if let Some(at) = at {
             homes.settle(unit, at, nodes);
-            company.entry(group).or_insert(at);
+            company.entry((group, ordinal)).or_insert(at);
         }
     }
 }
@@ -129,9 +165,9 @@ fn set_limits(homes: &Homes, nodes: &mut Nodes, load: f64) {
         .filter(|node| node.accepts_new)
         .map(|node| u128::from(node.capacity))
         .sum();
-    let mut groups: HashMap<u64, u64> = HashMap::new();
+    let mut groups: HashMap<(u64, u32), u64> = HashMap::new();
     for unit in &homes.units {
-        *groups.entry(unit.group).or_default() += unit.bytes;
+        *groups.entry((unit.group, unit.ordinal)).or_default() += unit.bytes;
     }
     let largest = groups.into_values().max().unwrap_or(0);
     for node in nodes.iter_mut() {
@@ -150,12 +186,14 @@ fn set_limits(homes: &Homes, nodes: &mut Nodes, load: f64) {
     }
 }
 
-/// The worker with the most bytes of each row group, among those settled.
-fn most_of_each_group(homes: &Homes) -> HashMap<u64, usize> {
-    let mut most: HashMap<u64, (u64, usize)> = HashMap::new();
+/// The worker with the most bytes of each row group's copies, among those settled.
+fn most_of_each_group(homes: &Homes) -> HashMap<(u64, u32), usize> {
+    let mut most: HashMap<(u64, u32), (u64, usize)> = HashMap::new();
     for unit in &homes.units {
         if let Some(home) = unit.home {
-            let entry = most.entry(unit.group).or_insert((unit.bytes, home));
+            let entry = most
+                .entry((unit.group, unit.ordinal))
+                .or_insert((unit.bytes, home));
             if unit.bytes > entry.0 {
                 *entry = (unit.bytes, home);
             }
@@ -185,6 +223,7 @@ fn draw_to_the_hungry(homes: &mut Homes, nodes: &mut Nodes, load: f64) {
             bytes,
             previous,
             home,
+            ..
         } = homes.units[unit];
         let Some(home) = home.filter(|home| previous == Some(*home) && nodes[*home].accepts_new)
         else {
@@ -193,7 +232,7 @@ fn draw_to_the_hungry(homes: &mut Homes, nodes: &mut Nodes, load: f64) {
         let here = nodes.score(group, home);
         let better = hungry
             .iter()
-            .filter(|node| **node != home)
+            .filter(|node| **node != home && !homes.is_taken(unit, **node))
             .map(|node| (nodes.score(group, *node), *node))
             .filter(|(score, node)| {
                 let to = &nodes[*node];
@@ -212,12 +251,12 @@ fn draw_to_the_hungry(homes: &mut Homes, nodes: &mut Nodes, load: f64) {
 
 /// The absolute balancer: every worker has as many row groups as the mean, rounded down or up.
 pub(crate) fn absolute_homes(
-    chunks: &[PlanChunk],
+    copies: &Copies<'_>,
     previous: &[Option<usize>],
     admitted: &[bool],
     nodes: &mut Nodes,
 ) -> Homes {
-    let mut homes = units_by(chunks, admitted, |chunk| previous[chunk]);
+    let mut homes = units_by(copies, admitted, |copy| previous[copy]);
     let mains = main_units(&homes);
     let quotas = quotas(&homes, &mains, nodes);
     let mut counts = vec![0usize; nodes.len()];
@@ -252,7 +291,9 @@ pub(crate) fn absolute_homes(
             continue;
         }
         let ranks = nodes.rank(group);
-        let fits = |node: &usize| nodes[*node].fits_within(bytes, u64::MAX);
+        let fits = |node: &usize| {
+            nodes[*node].fits_within(bytes, u64::MAX) && !homes.is_taken(unit, *node)
+        };
         let ranked = || ranks.iter().map(|rank| rank.node).filter(fits);
         // Where capacity forbids the balance, the balance yields.
         let at = ranked()
@@ -266,12 +307,17 @@ pub(crate) fn absolute_homes(
     let company = most_of_each_group(&homes);
     for unit in 0..homes.units.len() {
         let Unit {
-            group, bytes, home, ..
+            group,
+            ordinal,
+            bytes,
+            home,
+            ..
         } = homes.units[unit];
-        let at = company
-            .get(&group)
-            .copied()
-            .filter(|at| nodes[*at].accepts_new && nodes[*at].fits_within(bytes, u64::MAX));
+        let at = company.get(&(group, ordinal)).copied().filter(|at| {
+            nodes[*at].accepts_new
+                && nodes[*at].fits_within(bytes, u64::MAX)
+                && !homes.is_taken(unit, *at)
+        });
         if let (None, Some(at)) = (home, at) {
             homes.settle(unit, at, nodes);
         }
@@ -279,11 +325,11 @@ pub(crate) fn absolute_homes(
     homes
 }
 
-/// The unit that stands for its row group: the largest of those that were somewhere.
+/// The unit that stands for a copy of its row group: the largest of those that were somewhere.
 fn main_units(homes: &Homes) -> Vec<usize> {
-    let mut main: HashMap<u64, usize> = HashMap::new();
+    let mut main: HashMap<(u64, u32), usize> = HashMap::new();
     for (position, unit) in homes.units.iter().enumerate() {
-        let best = main.entry(unit.group).or_insert(position);
+        let best = main.entry((unit.group, unit.ordinal)).or_insert(position);
         let standing = |unit: &Unit| (unit.previous.is_some(), unit.bytes);
         if standing(unit) > standing(&homes.units[*best]) {
             *best = position;

@@ -14,13 +14,7 @@ const READ_AGAIN: Duration = Duration::from_millis(100);
 
 impl Term<'_> {
     pub(crate) async fn open_inbox(&mut self) {
-        // Of a store that is empty, revision 1 is the beginning: nothing was ever put at it.
-        match self
-            .shared
-            .records
-            .inbox_since(self.inbox_handled.max(1))
-            .await
-        {
+        match self.shared.records.inbox_since(self.inbox_handled).await {
             Ok(stream) => self.inbox = Some(stream),
             Err(error) => tracing::debug!(%error, "the inbox cannot be read yet"),
         }

@@ -1,15 +1,18 @@
 //! Making plans and putting them in force.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use stoa_metastore::{CacheVersion, Error as StoreError, WorkerPlan, next_plan, table_version};
+use stoa_metastore::{
+    CacheVersion, Error as StoreError, LeftOut, PlanNotes, WorkerPlan, next_plan, table_version,
+};
 
 use crate::basis;
 use crate::decide::Why;
 use crate::error::{Error, Result};
 use crate::memory::Basis;
-use crate::plan::{PlanInput, PlanWorker, plan};
+use crate::plan::{Plan, PlanInput, PlanWorker, Reason, plan};
+use crate::sized::corrected;
 use crate::term::Term;
 
 impl Term<'_> {
@@ -59,8 +62,11 @@ impl Term<'_> {
             left_out_chunks: (sized.len() - placed) as u64,
             left_out_reason: String::new(),
             left_out_bytes: 0,
+            missing_copies: 0,
+            missing_bytes: 0,
             room_bytes: self.room_for(table),
             correction: self.memory.table(table).correction(),
+            files: sized.files_digest().to_owned(),
         };
         self.memory.planned(table, version, basis, None);
         Ok(())
@@ -140,6 +146,7 @@ impl Term<'_> {
                     workers: &workers,
                     previous: &previous,
                     balancer,
+                    replicas: sized.replicas(),
                 });
                 let plans = sized.worker_plans(&made);
                 let raw_bytes = made
@@ -159,7 +166,13 @@ impl Term<'_> {
                         .left_out
                         .first()
                         .map_or(String::new(), |(_, reason)| reason.to_string()),
+                    missing_copies: made.fewer.iter().map(|(_, lacks)| u64::from(*lacks)).sum(),
+                    missing_bytes: made.fewer.iter().fold(0, |sum, (chunk, lacks)| {
+                        let bytes = sized.raw_bytes_of(std::iter::once(*chunk));
+                        bytes.saturating_mul(u64::from(*lacks)).saturating_add(sum)
+                    }),
                     correction,
+                    files: sized.files_digest().to_owned(),
                     ..Basis::default()
                 };
                 (made, basis, plans)
@@ -174,8 +187,13 @@ impl Term<'_> {
             room_bytes: self.room_for(table),
             ..basis
         };
+        // One that workers have overtaken has to be written again, under a later number.
+        let overtaken = matches!(why, Why::Overtaken(_));
         let same = in_force.as_ref().filter(|pointer| {
-            !pointer.unloaded && pointer.version().ok() == Some(version) && *parts == plans
+            !overtaken
+                && !pointer.unloaded
+                && pointer.version().ok() == Some(version)
+                && *parts == plans
         });
         if let Some(pointer) = same {
             tracing::debug!(table, version, %why, "the plan in force is still the best");
@@ -189,11 +207,18 @@ impl Term<'_> {
         let written = self
             .shared
             .records
-            .write_plan(self.leadership, &named, number, &plans)
+            .write_plan_with(
+                self.leadership,
+                &named,
+                number,
+                &plans,
+                notes(&made, &basis),
+            )
             .await?;
         tracing::info!(
             table, version, plan = number, %why, workers = made.assignments.len(),
-            chunks = basis.placed_chunks, left_out = basis.left_out_chunks, "plan in force"
+            chunks = basis.placed_chunks, left_out = basis.left_out_chunks,
+            missing_copies = basis.missing_copies, "plan in force"
         );
         basis.plan = number;
         self.write_basis(table, &written, &basis).await;
@@ -211,5 +236,32 @@ impl Term<'_> {
         {
             tracing::debug!(table, %error, "what the plan was made of is not written down");
         }
+    }
+}
+
+/// What a plan's pointer says beside the plan, for `stoa load` and `stoa status`.
+fn notes(made: &Plan, basis: &Basis) -> PlanNotes {
+    let left_out = |chunks: u64, raw_bytes: u64, reason: String| LeftOut {
+        chunks,
+        bytes: corrected(raw_bytes, basis.correction),
+        reason: (chunks > 0).then_some(reason),
+    };
+    let mut copies: HashMap<usize, u32> = HashMap::new();
+    for chunk in made.assignments.values().flatten() {
+        *copies.entry(*chunk).or_default() += 1;
+    }
+    let most = copies.into_values().max().unwrap_or(0);
+    PlanNotes {
+        replicas: if most > 1 { most } else { 0 },
+        left_out: left_out(
+            basis.left_out_chunks,
+            basis.left_out_bytes,
+            basis.left_out_reason.clone(),
+        ),
+        missing_copies: left_out(
+            basis.missing_copies,
+            basis.missing_bytes,
+            Reason::NoCapacity.to_string(),
+        ),
     }
 }

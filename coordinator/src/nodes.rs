@@ -124,15 +124,18 @@ impl Nodes {
         ranks
     }
 
-    /// A place for one chunk that has no home, or whose home is full.
+    /// A place for one chunk that has no home, or whose home is full; `taken` has copies of it.
     pub(crate) fn spill(
         &self,
         bytes: u64,
         previous: Option<usize>,
         ranks: &[Rank],
+        taken: &[usize],
     ) -> Option<usize> {
+        let previous = previous.filter(|node| !taken.contains(node));
         let undisturbing = |node: usize| self.0[node].fits_within(bytes, u64::MAX);
-        let ranked = || ranks.iter().map(|rank| rank.node);
+        let free = |node: &usize| !taken.contains(node);
+        let ranked = || ranks.iter().map(|rank| rank.node).filter(free);
         let overshoot = |node: usize| {
             let node = &self.0[node];
             node.expected() as i128 - node.share as i128

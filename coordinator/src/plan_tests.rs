@@ -33,21 +33,42 @@ impl From<XxHash> for u64 {
 }
 
 fn fresh(chunks: &[PlanChunk], workers: &[PlanWorker], balancer: Balancer) -> Plan {
+    copied(chunks, workers, &HashMap::new(), balancer, Replicas::ONE)
+}
+
+fn copied(
+    chunks: &[PlanChunk],
+    workers: &[PlanWorker],
+    previous: &HashMap<usize, Vec<String>>,
+    balancer: Balancer,
+    replicas: Replicas,
+) -> Plan {
     plan(&PlanInput {
         chunks,
         workers,
-        previous: &HashMap::new(),
+        previous,
         balancer,
+        replicas,
     })
 }
 
+fn count(copies: u32) -> Replicas {
+    Replicas::Count(copies.try_into().unwrap())
+}
+
+/// Everybody who has a chunk, as the next plan is told.
+fn holders(plan: &Plan) -> HashMap<usize, Vec<String>> {
+    let mut holders: HashMap<usize, Vec<String>> = HashMap::new();
+    for (worker, chunks) in &plan.assignments {
+        for chunk in chunks {
+            holders.entry(*chunk).or_default().push(worker.clone());
+        }
+    }
+    holders
+}
+
 fn again(chunks: &[PlanChunk], workers: &[PlanWorker], before: &Plan, balancer: Balancer) -> Plan {
-    plan(&PlanInput {
-        chunks,
-        workers,
-        previous: &placement(before),
-        balancer,
-    })
+    copied(chunks, workers, &holders(before), balancer, Replicas::ONE)
 }
 
 fn placement(plan: &Plan) -> HashMap<usize, String> {
@@ -82,18 +103,22 @@ fn total(chunks: &[PlanChunk]) -> u64 {
 
 /// What holds for every plan, whatever the input.
 fn check_always(input: &PlanInput<'_>, plan: &Plan) -> Result<(), TestCaseError> {
-    let mut seen = HashSet::new();
+    let mut seen: HashMap<usize, usize> = HashMap::new();
     for (worker, chunks) in &plan.assignments {
         let given = input
             .workers
             .iter()
             .find(|w| &w.id == worker)
             .expect("only workers that are there");
-        prop_assert!(chunks.is_sorted(), "priority order is kept");
+        prop_assert!(
+            chunks.is_sorted_by(|a, b| a < b),
+            "priority order is kept, and no worker has two copies"
+        );
         for chunk in chunks {
-            prop_assert!(seen.insert(*chunk), "chunk {} is placed twice", chunk);
+            *seen.entry(*chunk).or_default() += 1;
+            let had = input.previous.get(chunk);
             prop_assert!(
-                given.accepts_new || input.previous.get(chunk) == Some(worker),
+                given.accepts_new || had.is_some_and(|had| had.contains(worker)),
                 "{} is gone",
                 worker
             );
@@ -111,9 +136,27 @@ fn check_always(input: &PlanInput<'_>, plan: &Plan) -> Result<(), TestCaseError>
         );
     }
     prop_assert_eq!(plan.assignments.len(), input.workers.len());
+    let taking = input.workers.iter().filter(|w| w.accepts_new).count();
+    let wanted = match input.replicas {
+        Replicas::All => input.workers.len(),
+        Replicas::Count(count) => count.get() as usize,
+    };
+    let fewer: HashMap<usize, u32> = plan.fewer.iter().copied().collect();
+    for (chunk, copies) in &seen {
+        prop_assert!(*copies <= wanted, "chunk {} has {} copies", chunk, copies);
+        let lacks = wanted.min(taking).saturating_sub(*copies);
+        prop_assert_eq!(fewer.get(chunk).copied().unwrap_or(0) as usize, lacks);
+        // A copy that is missing fits on nobody who has none.
+        for worker in input.workers.iter().filter(|w| lacks > 0 && w.accepts_new) {
+            let load = bytes_at(plan, input.chunks, &worker.id);
+            let fits = load + input.chunks[*chunk].bytes <= worker.capacity_bytes;
+            prop_assert!(!fits || plan.assignments[&worker.id].contains(chunk));
+        }
+    }
+    prop_assert_eq!(plan.fewer.len(), fewer.len());
     for (chunk, _) in &plan.left_out {
         prop_assert!(
-            seen.insert(*chunk),
+            seen.insert(*chunk, 0).is_none(),
             "chunk {} is placed and left out",
             chunk
         );
@@ -135,19 +178,27 @@ fn any_input() -> impl Strategy<
     Value = (
         Vec<PlanChunk>,
         Vec<PlanWorker>,
-        HashMap<usize, String>,
+        HashMap<usize, Vec<String>>,
         Balancer,
+        Replicas,
     ),
 > {
     let chunks = prop::collection::vec((0u64..12, 0u64..1000), 0..120);
     let workers = prop::collection::vec((0u64..20_000, prop::bool::weighted(0.85)), 0..7);
-    let previous = prop::collection::hash_map(0usize..120, 0usize..9, 0..120);
+    let at = prop::collection::hash_set(0usize..9, 1..4);
+    let previous = prop::collection::hash_map(0usize..120, at, 0..120);
+    let replicas = prop_oneof![
+        3 => Just(Replicas::ONE),
+        3 => (2u32..9).prop_map(count),
+        1 => Just(Replicas::All),
+    ];
     let balancer = prop_oneof![
         Just(Balancer::default()),
         Just(Balancer::Absolute),
         Just(Balancer::Bounded { load: 1.0 })
     ];
-    (chunks, workers, previous, balancer).prop_map(|(chunks, workers, previous, balancer)| {
+    let all = (chunks, workers, previous, balancer, replicas);
+    all.prop_map(|(chunks, workers, previous, balancer, replicas)| {
         let chunks = chunks
             .into_iter()
             .map(|(group, bytes)| PlanChunk { group, bytes })
@@ -162,9 +213,9 @@ fn any_input() -> impl Strategy<
             .collect();
         let previous = previous
             .into_iter()
-            .map(|(chunk, id)| (chunk, format!("w{id}")))
+            .map(|(chunk, ids)| (chunk, ids.iter().map(|id| format!("w{id}")).collect()))
             .collect();
-        (chunks, workers, previous, balancer)
+        (chunks, workers, previous, balancer, replicas)
     })
 }
 
@@ -172,17 +223,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_chunk_once_within_capacity((chunks, workers, previous, balancer) in any_input()) {
-        let input = PlanInput { chunks: &chunks, workers: &workers, previous: &previous, balancer };
+    fn every_copy_on_a_worker_of_its_own_within_capacity((chunks, workers, previous, balancer, replicas) in any_input()) {
+        let input = PlanInput { chunks: &chunks, workers: &workers, previous: &previous, balancer, replicas };
         let plan = plan(&input);
         check_always(&input, &plan)?;
     }
 
     #[test]
-    fn the_order_of_workers_does_not_matter((chunks, workers, previous, balancer) in any_input()) {
+    fn the_order_of_workers_does_not_matter((chunks, workers, previous, balancer, replicas) in any_input()) {
         let mut reversed = workers.clone();
         reversed.reverse();
-        let plan_of = |workers: &[PlanWorker]| plan(&PlanInput { chunks: &chunks, workers, previous: &previous, balancer });
+        let plan_of = |workers: &[PlanWorker]| copied(&chunks, workers, &previous, balancer, replicas);
         prop_assert_eq!(plan_of(&workers), plan_of(&reversed));
     }
 
@@ -203,6 +254,49 @@ proptest! {
             }
             prop_assert!(!roomy && round < 6, "round {}: {:?} after {:?}", round, next, plan);
             plan = next;
+        }
+    }
+
+    #[test]
+    fn copies_are_spread_and_stay_and_move_little(groups in 20u64..80, columns in 1u64..4, nodes in 3usize..7, copies in 2u32..4, seed: u64, absolute: bool) {
+        let chunks = table(groups, columns, |column, group| 500 + (seed ^ (column * 31 + group * 17)) % 100);
+        let workers: Vec<_> = (0..=nodes).map(|id| worker(id, total(&chunks) * 2)).collect();
+        let balancer = if absolute { Balancer::Absolute } else { Balancer::default() };
+        let before = copied(&chunks, &workers[..nodes], &HashMap::new(), balancer, count(copies));
+        prop_assert!(before.left_out.is_empty() && before.fewer.is_empty());
+        let share = total(&chunks) as f64 * f64::from(copies.min(nodes as u32)) / nodes as f64;
+        for worker in &workers[..nodes] {
+            let load = bytes_at(&before, &chunks, &worker.id) as f64;
+            prop_assert!(load <= share * 1.25 + 600.0 * columns as f64 * f64::from(copies), "{} has {} of {}", worker.id, load, share);
+        }
+        let again = |workers: &[PlanWorker]| copied(&chunks, workers, &holders(&before), balancer, count(copies));
+        prop_assert_eq!(&again(&workers[..nodes]), &before);
+        // A worker leaves: the others keep all they have, and take over what it had.
+        let rest = &workers[1..nodes];
+        let after = again(rest);
+        let held = holders(&after);
+        let possible = rest.len().min(copies as usize);
+        prop_assert!((0..chunks.len()).all(|chunk| held[&chunk].len() == possible));
+        let kept = |plan: &Plan, worker: &PlanWorker| {
+            let now: HashSet<usize> = plan.assignments[&worker.id].iter().copied().collect();
+            let had = before.assignments[&worker.id].iter();
+            let (kept, lost): (Vec<usize>, Vec<usize>) = had.copied().partition(|chunk| now.contains(chunk));
+            let bytes = |chunks_: &[usize]| chunks_.iter().map(|chunk| chunks[*chunk].bytes).sum::<u64>();
+            (bytes(&kept), bytes(&lost))
+        };
+        if !absolute {
+            let lost: u64 = rest.iter().map(|worker| kept(&after, worker).1).sum();
+            prop_assert!(lost as f64 <= share * 0.1, "{} of a share of {} moved for nothing", lost, share);
+        }
+        // A worker joins: it draws at most its share, and no more than that is given up.
+        let joined = again(&workers);
+        prop_assert!(joined.fewer.is_empty());
+        let drawn = bytes_at(&joined, &chunks, &workers[nodes].id) as f64;
+        let share = total(&chunks) as f64 * f64::from(copies.min(nodes as u32 + 1)) / (nodes + 1) as f64;
+        prop_assert!(drawn > share * 0.4 && drawn <= share * 1.25 + 600.0 * columns as f64 * f64::from(copies), "{} of a share of {}", drawn, share);
+        if !absolute {
+            let lost: u64 = workers[..nodes].iter().map(|worker| kept(&joined, worker).1).sum();
+            prop_assert!(lost as f64 <= share * 1.35, "{} given up for a share of {}", lost, share);
         }
     }
 
@@ -388,6 +482,60 @@ fn reasons_say_why() {
     );
     let full = fresh(&chunks, &[worker(0, 0)], Balancer::default());
     assert_eq!(full.left_out.len(), 3);
+}
+
+#[test]
+fn what_is_wanted_everywhere_goes_everywhere() {
+    let chunks = table(10, 3, |_, _| 100);
+    let mut workers: Vec<_> = (0..4).map(|id| worker(id, 3000)).collect();
+    let all = |workers: &[PlanWorker], previous: &HashMap<usize, Vec<String>>| {
+        copied(
+            &chunks,
+            workers,
+            previous,
+            Balancer::default(),
+            Replicas::All,
+        )
+    };
+    let plan = all(&workers, &HashMap::new());
+    assert!(plan.assignments.values().all(|chunks| chunks.len() == 30));
+    assert!(plan.left_out.is_empty() && plan.fewer.is_empty());
+    // One is gone for now: it keeps its copies. Another one is too small for all of them.
+    workers[1].accepts_new = false;
+    assert_eq!(all(&workers, &holders(&plan)), plan);
+    workers[2].capacity_bytes = 1000;
+    let short = all(&workers, &holders(&plan));
+    assert_eq!(short.assignments["w1"].len(), 30);
+    assert_eq!(short.assignments["w2"].len(), 10);
+    assert!(short.left_out.is_empty());
+    assert!(short.fewer.iter().all(|(_, lacks)| *lacks == 1));
+    let copies: usize = short.assignments.values().map(Vec::len).sum();
+    assert_eq!(copies, 100);
+    assert_eq!(all(&workers, &holders(&short)), short);
+}
+
+#[test]
+fn a_second_copy_never_displaces_a_first_one() {
+    let chunks = table(20, 2, |_, _| 100);
+    let workers: Vec<_> = (0..2).map(|id| worker(id, 2500)).collect();
+    let plan = copied(
+        &chunks,
+        &workers,
+        &HashMap::new(),
+        Balancer::default(),
+        count(2),
+    );
+    assert!(plan.left_out.is_empty());
+    let twice: Vec<usize> = (0..40)
+        .filter(|chunk| holders(&plan)[chunk].len() == 2)
+        .collect();
+    // All room is used, and what lacks its second copy is said.
+    assert_eq!(twice.len(), 10);
+    let lacks: Vec<usize> = (0..40).filter(|chunk| !twice.contains(chunk)).collect();
+    assert_eq!(
+        plan.fewer,
+        lacks.iter().map(|c| (*c, 1)).collect::<Vec<_>>()
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use stoa_layout::{Form, TableCatalog, WantedChunk, wanted_within};
+use stoa_layout::{Form, Replicas, TableCatalog, WantedChunk, wanted_within};
 use stoa_metastore::WorkerPlan;
 use stoa_origin::ObjectIdentity;
 use twox_hash::XxHash3_64;
@@ -16,8 +16,11 @@ pub(crate) struct SizedTable {
     files: Vec<ObjectIdentity>,
     chunks: Vec<WantedChunk>,
     groups: Vec<u64>,
+    replicas: Replicas,
     /// Files that cannot be cached, and why, for people.
     rejected: Option<String>,
+    /// Names the files, readable or not.
+    digest: String,
 }
 
 impl SizedTable {
@@ -55,13 +58,25 @@ impl SizedTable {
             files,
             chunks,
             groups,
+            replicas: catalog.layout.replicas,
             rejected: describe_rejected(catalog),
+            digest: catalog.files_digest(),
         })
     }
 
     /// The files that cannot be cached, in words.
     pub(crate) fn rejected(&self) -> Option<&str> {
         self.rejected.as_deref()
+    }
+
+    /// Names the files that were seen, readable or not.
+    pub(crate) fn files_digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// On how many workers each chunk should lie.
+    pub(crate) fn replicas(&self) -> Replicas {
+        self.replicas
     }
 
     /// How many chunks are wanted.
@@ -95,7 +110,7 @@ impl SizedTable {
     pub(crate) fn previous(
         &self,
         in_force: &BTreeMap<String, WorkerPlan>,
-    ) -> HashMap<usize, String> {
+    ) -> HashMap<usize, Vec<String>> {
         let mut of_place: HashMap<(u32, u32, u32), usize> =
             HashMap::with_capacity(self.chunks.len());
         for (index, chunk) in self.chunks.iter().enumerate() {
@@ -108,7 +123,7 @@ impl SizedTable {
             .enumerate()
             .map(|(number, file)| ((file.store.as_str(), file.path.as_str()), number as u32))
             .collect();
-        let mut previous = HashMap::new();
+        let mut previous: HashMap<usize, Vec<String>> = HashMap::new();
         for (worker, plan) in in_force {
             let files: Vec<Option<u32>> = plan
                 .files
@@ -122,7 +137,7 @@ impl SizedTable {
                 let file = files.get(*file as usize).copied().flatten();
                 let index = file.and_then(|file| of_place.get(&(file, *row_group, *column)));
                 if let Some(index) = index {
-                    previous.insert(*index, worker.clone());
+                    previous.entry(*index).or_default().push(worker.clone());
                 }
             }
         }
@@ -165,9 +180,11 @@ impl SizedTable {
     ) -> BTreeMap<String, u64> {
         let mut bytes: BTreeMap<String, u64> =
             in_force.keys().map(|worker| (worker.clone(), 0)).collect();
-        for (index, worker) in self.previous(in_force) {
-            let at = bytes.entry(worker).or_default();
-            *at = at.saturating_add(self.chunks[index].bytes);
+        for (index, workers) in self.previous(in_force) {
+            for worker in workers {
+                let at = bytes.entry(worker).or_default();
+                *at = at.saturating_add(self.chunks[index].bytes);
+            }
         }
         bytes
     }

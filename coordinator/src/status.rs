@@ -72,6 +72,8 @@ impl Term<'_> {
                 planned.left_out_chunks = basis.left_out_chunks;
                 planned.left_out_bytes = corrected(basis.left_out_bytes, memory.correction());
                 planned.left_out_reason = basis.left_out_reason.clone();
+                planned.missing_copies = basis.missing_copies;
+                planned.missing_bytes = corrected(basis.missing_bytes, memory.correction());
             }
             tables.insert(table.clone(), planned);
         }

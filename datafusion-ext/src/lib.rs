@@ -30,13 +30,16 @@ mod clock;
 mod embedded;
 mod factory;
 mod functions;
+mod observe;
 mod options;
 mod rule;
 mod scan;
 mod session;
+mod statistics;
 mod table;
 
 pub use embedded::{Embedded, EmbeddedError, EmbeddedSettings, Publisher};
+pub use observe::reader_metrics;
 pub use options::StoaOptions;
 pub use rule::CacheParquetScans;
 pub use scan::StoaSource;

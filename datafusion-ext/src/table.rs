@@ -31,6 +31,7 @@ use stoa_reader::{Reader, Table, TableFile, View};
 use crate::StoaOptions;
 use crate::clock::now_unix_ms;
 use crate::scan::StoaSource;
+use crate::statistics::Knowledge;
 
 /// A table of the cache: queries neither list nor look, unless the cache does not cover them.
 ///
@@ -197,8 +198,9 @@ impl TableProvider for StoaTable {
         // Statistics prune nothing here: an offset or limit over filters needs all files.
         let partitions = state.config().target_partitions();
         let groups = FileGroup::new(planned.files.clone()).split_files(partitions);
-        let (groups, statistics) =
+        let (groups, mut statistics) =
             compute_all_files_statistics(groups, self.schema(), true, false)?;
+        planned.complete(&mut statistics, &view, &columns);
         let config = FileScanConfigBuilder::new(url, source)
             .with_file_groups(groups)
             .with_statistics(statistics)
@@ -245,8 +247,9 @@ pub(crate) struct PlannedTable {
     schema: TableSchema,
     files: Vec<PartitionedFile>,
     statistics: Statistics,
-    /// Generation, and per column whether all of its chunks are in the index.
-    covered: Mutex<(u64, HashMap<usize, bool>)>,
+    /// State of the view, and per column whether all of its chunks are in memory somewhere.
+    covered: Mutex<((u64, u64), HashMap<usize, bool>)>,
+    knowledge: Knowledge,
 }
 
 impl PlannedTable {
@@ -284,7 +287,7 @@ impl PlannedTable {
             Some(file) => file.identity().store.clone(),
             None => String::new(),
         };
-        let covered = Mutex::new((u64::MAX, HashMap::new()));
+        let covered = Mutex::new(((u64::MAX, u64::MAX), HashMap::new()));
         Ok(Self {
             table: Arc::clone(table),
             store,
@@ -292,6 +295,7 @@ impl PlannedTable {
             files,
             statistics,
             covered,
+            knowledge: Knowledge::default(),
         })
     }
 
@@ -319,12 +323,32 @@ impl PlannedTable {
         columns
     }
 
-    /// Whether the index has every chunk of these columns: then a scan asks the origin nothing.
+    /// Adds to the footers' statistics what the cache knows of these columns.
+    fn complete(&self, statistics: &mut Statistics, view: &View, columns: &[usize]) {
+        let fields = self.schema.file_schema().fields();
+        for column in columns {
+            let (Some(field), Some(of_column)) = (
+                fields.get(*column),
+                statistics.column_statistics.get_mut(*column),
+            ) else {
+                continue;
+            };
+            let known =
+                self.knowledge
+                    .of(view, &self.table, *column, field.name(), field.data_type());
+            if let Some(known) = known {
+                known.complete(of_column);
+            }
+        }
+    }
+
+    /// Whether the index or a neighbour has every chunk of these columns: then a scan asks the origin
+    /// nothing.
     fn covered(&self, view: &View, columns: &[usize]) -> bool {
         let mut known = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = view.snapshot().generation();
-        if known.0 != generation {
-            *known = (generation, HashMap::new());
+        let state = view.state();
+        if known.0 != state {
+            *known = (state, HashMap::new());
         }
         let file_columns = self.schema.file_schema().fields();
         columns
@@ -347,11 +371,14 @@ fn column_is_cached(view: &View, file: &TableFile, name: &str) -> bool {
     let Some(root) = file.roots().iter().find(|root| root.name() == name) else {
         return true;
     };
-    let Some(id) = view.file_id(file) else {
-        return false;
-    };
-    let column = root.first_leaf;
-    (0..file.metadata().num_row_groups()).all(|group| view.has(id, group as u32, column))
+    let (id, column) = (view.file_id(file), root.first_leaf);
+    let groups = file.metadata().row_groups().iter().enumerate();
+    // Without rows there is nothing to cache, nor to read; the index may not know such a file.
+    let mut groups = groups.filter(|(_, group)| group.num_rows() > 0);
+    groups.all(|(group, _)| {
+        let group = group as u32;
+        id.is_some_and(|id| view.has(id, group, column)) || view.is_held(file, group, column)
+    })
 }
 
 fn partitioned_file(

@@ -9,6 +9,7 @@ use stoa_origin::{Location, ObjectIdentity, object_path};
 use crate::error::{Error, Result};
 use crate::form::FormChoice;
 use crate::names::{LayoutVersion, TableName, TableVersion};
+use crate::replicas::Replicas;
 
 /// What a layout version wants cached, and which files it is about: the content of a version.
 ///
@@ -45,6 +46,9 @@ pub struct LayoutDocument {
     /// The form of the cached chunks.
     #[serde(default)]
     pub form: FormChoice,
+    /// On how many workers each chunk should lie: a number, or `"all"`; by default on one.
+    #[serde(default, skip_serializing_if = "Replicas::is_one")]
+    pub replicas: Replicas,
     /// The forms of single root columns, instead.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub forms: BTreeMap<String, FormChoice>,
@@ -102,6 +106,7 @@ impl LayoutDocument {
             chunks: None,
             full_files_only: None,
             form: FormChoice::Auto,
+            replicas: Replicas::ONE,
             forms: BTreeMap::new(),
             budget_bytes: None,
             partition_columns: Vec::new(),
@@ -254,7 +259,7 @@ mod tests {
         let document = parse(
             r#", "chunks": [{"path": "a.parquet", "row_group": 1, "column": "c"},
                             {"path": "a.parquet", "row_group": 1, "column": 3}],
-               "form": "parquet", "full_files_only": 4, "partition_columns": ["day"],
+               "form": "parquet", "full_files_only": 4, "replicas": "all", "partition_columns": ["day"],
                "files": [{"store": "s3://b", "path": "t/a.parquet", "tag": {"etag": "\"x\""},
                           "size": 7}]"#,
         )
@@ -298,6 +303,9 @@ mod tests {
             "invalid layout of s.t: chunks = […]: columns are given too; give one of them"
         );
         assert!(message(&format!(r#", "first_columns": 1, {chunk}"#)).contains("chunks are given"));
+        assert!(
+            message(r#", "replicas": 0"#).contains("a number of workers, at least 1, or \"all\"")
+        );
         assert!(message(r#", "columns": []"#).contains("expected at least one"));
         assert!(message(r#", "first_columns": -1"#).contains("invalid value: integer `-1`"));
     }

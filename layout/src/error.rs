@@ -34,6 +34,12 @@ pub enum Error {
         /// The forms there are.
         expected: &'static str,
     },
+    /// A number of replicas that is none.
+    #[error("invalid number of replicas {found:?}; expected 1, 2, … or all")]
+    InvalidReplicas {
+        /// The text as given.
+        found: String,
+    },
     /// A text that is no layout document.
     #[error("invalid layout document: {reason}")]
     InvalidDocument {

@@ -24,6 +24,7 @@ mod indexes;
 mod load;
 mod names;
 mod partitions;
+mod replicas;
 mod schema;
 mod thrift;
 mod wanted;
@@ -35,6 +36,7 @@ pub use error::{Error, Result};
 pub use estimate::{ColumnSize, FormBytes, Values, sizes};
 pub use form::{ChunkRef, Form, FormChoice};
 pub use names::{LayoutVersion, TableName, TableVersion};
+pub use replicas::Replicas;
 pub use schema::{allows_arrow, decoded_schema};
 pub use wanted::{WantedChunk, wanted, wanted_within};
 

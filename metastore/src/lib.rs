@@ -40,9 +40,9 @@ pub use embedded::{EmbeddedMetastore, EmbeddedOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use etcd::{EtcdMetastore, EtcdSettings, Secret};
 pub use model::{
-    CacheVersion, ElectionRecord, LeftOut, LoadRequest, PartPointer, PinRecord, PlanTarget,
-    Rejection, TableState, WorkerAddresses, WorkerPhase, WorkerRecord, WorkerState, all_reported,
-    next_plan, split_table_version, table_version,
+    CacheVersion, ElectionRecord, LeftOut, LoadRequest, PartPointer, PinRecord, PlanNotes,
+    PlanTarget, Rejection, TableState, WorkerAddresses, WorkerPhase, WorkerRecord, WorkerState,
+    all_reported, next_plan, split_table_version, table_version,
 };
 pub use plan::{
     EncodedPlan, PART_BYTES_MAX, PlanChunk, PlanPart, WorkerPlan, digest, join_plan, pointer_to,

@@ -87,6 +87,10 @@ pub struct WorkerAddresses {
     /// Metrics and health over HTTP, `host:port`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
+    /// The memory itself, for reads of other hosts: `host:port` of each way, the preferred one
+    /// first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub transfer: Vec<String>,
 }
 
 /// That a worker lives: the value of `worker/{id}`, under the worker's lease.
@@ -107,6 +111,10 @@ pub struct WorkerRecord {
     pub started_unix_ms: u64,
     /// Drawn at each start: tells a restarted worker from the one before.
     pub incarnation: String,
+    /// Drawn with the cache directory, 16 hexadecimal digits: part of the name under which others
+    /// read its segments. Empty where they cannot.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cache_incarnation: String,
 }
 
 /// What a worker is doing.
@@ -146,7 +154,7 @@ pub struct PlanTarget {
     pub version: u64,
 }
 
-/// What a worker could not hold.
+/// What has no place, or could not be had.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeftOut {
@@ -157,6 +165,13 @@ pub struct LeftOut {
     /// Why, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+impl LeftOut {
+    /// Whether everything has its place.
+    pub fn is_nothing(&self) -> bool {
+        self.chunks == 0
+    }
 }
 
 /// How far a worker is with one table.
@@ -179,10 +194,18 @@ pub struct TableState {
     pub held_bytes: u64,
     /// Chunks of the target that were there already.
     pub kept_chunks: u64,
-    /// Chunks of the target that were fetched.
+    /// Chunks of the target that were fetched, from wherever.
     pub fetched_chunks: u64,
+    /// Those of them that another worker had.
+    pub peer_chunks: u64,
+    /// Bytes of these.
+    pub peer_bytes: u64,
     /// What did not fit or could not be had.
     pub left_out: LeftOut,
+    /// Names the files that the worker saw at its last look; empty before the first. Another name
+    /// than that of the files a plan was made for is a reason to make it anew.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub files: String,
     /// The last error with this table, if it stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -232,6 +255,45 @@ pub struct CacheVersion {
     /// Whether the table is to be dropped from memory.
     #[serde(default)]
     pub unloaded: bool,
+    /// What else is worth knowing of it.
+    #[serde(flatten)]
+    pub notes: PlanNotes,
+}
+
+/// What the coordinator says of a plan beside the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlanNotes {
+    /// On how many workers its chunks lie at most, where that is more than one: then other workers'
+    /// parts name the same chunks.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub replicas: u32,
+    /// What has no place on any worker.
+    #[serde(skip_serializing_if = "LeftOut::is_nothing")]
+    pub left_out: LeftOut,
+    /// Copies that have no place, of chunks that have one.
+    #[serde(skip_serializing_if = "LeftOut::is_nothing")]
+    pub missing_copies: LeftOut,
+}
+
+impl PlanNotes {
+    /// What the plan could not place, a sentence each; `format` writes a number of bytes.
+    pub fn shortfalls(&self, format: impl Fn(u64) -> String) -> Vec<String> {
+        let say = |what: &str, left_out: &LeftOut| {
+            let reason = left_out.reason.as_deref().unwrap_or("no reason given");
+            let (chunks, bytes) = (left_out.chunks, format(left_out.bytes));
+            (!left_out.is_nothing()).then(|| format!("{what} {chunks} ({bytes}): {reason}"))
+        };
+        let said = [
+            say("chunks without a place in the plan:", &self.left_out),
+            say("further copies without a place:", &self.missing_copies),
+        ];
+        said.into_iter().flatten().collect()
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl CacheVersion {
@@ -409,7 +471,7 @@ mod tests {
                 ("dead".to_owned(), PartPointer::default()),
             ]
             .into(),
-            unloaded: false,
+            ..Default::default()
         };
         let worker = |id: &str| WorkerRecord {
             id: id.into(),

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use arrow::datatypes::DataType;
 use bytes::Bytes;
-use stoa_forms::{Chunk, FORM_ARROW, FORM_PACKED, FORM_PARQUET};
 use stoa_layout::{TableCatalog, TableName};
 use stoa_origin::Origin;
 use stoa_shm::counters::{AccessCounters, Counts};
 use stoa_shm::{CacheReader, Entry, FileId, ReaderOptions, Snapshot};
 
-use crate::{CachedChunk, Miss, ReadStatistics, Table, TableFile};
+use crate::neighbours::{ChunkName, Fetch, Holdings, Neighbours, RemoteMiss, Wanted};
+use crate::{CachedChunk, Miss, ReadStatistics, RemoteChunk, Table, TableFile};
 
 /// A process's access to one cache directory and to the origin. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -25,6 +25,7 @@ pub struct Reader {
 struct Shared {
     cache: CacheReader,
     origin: Origin,
+    neighbours: Option<Neighbours>,
     statistics: ReadStatistics,
     decoded: Mutex<Decoded>,
 }
@@ -65,9 +66,20 @@ impl Reader {
 
     /// As [`Reader::open`]; `options` say whether local chunks are hashed at first touch.
     pub fn open_with(cache: &Path, options: ReaderOptions, origin: Origin) -> Self {
+        Self::open_among(cache, options, origin, None)
+    }
+
+    /// As [`Reader::open_with`]; what the cache lacks and `neighbours` hold is read from them.
+    pub fn open_among(
+        cache: &Path,
+        options: ReaderOptions,
+        origin: Origin,
+        neighbours: Option<Neighbours>,
+    ) -> Self {
         let shared = Shared {
             cache: CacheReader::open_with(cache, options),
             origin,
+            neighbours,
             statistics: ReadStatistics::default(),
             decoded: Mutex::default(),
         };
@@ -88,6 +100,11 @@ impl Reader {
         &self.shared.origin
     }
 
+    /// The neighbours that this process reads from, if any.
+    pub fn neighbours(&self) -> Option<&Neighbours> {
+        self.shared.neighbours.as_ref()
+    }
+
     /// Counts of hits and misses since the process started.
     pub fn statistics(&self) -> &ReadStatistics {
         &self.shared.statistics
@@ -102,6 +119,7 @@ impl Reader {
             snapshot,
             tables,
             counters,
+            holdings: self.neighbours().map(Neighbours::holdings),
         }
     }
 
@@ -198,6 +216,7 @@ pub struct View {
     snapshot: Arc<Snapshot>,
     tables: Tables,
     counters: Option<Arc<AccessCounters>>,
+    holdings: Option<Arc<dyn Holdings>>,
 }
 
 impl View {
@@ -231,6 +250,23 @@ impl View {
     /// The id in the index of a file's content, to be looked up once a file.
     pub fn file_id(&self, file: &TableFile) -> Option<FileId> {
         self.snapshot.file(file.key())
+    }
+
+    /// Names the state that this view shows: generation of the index, and state of the directory of
+    /// neighbours. Equal for two views that know of the same chunks.
+    pub fn state(&self) -> (u64, u64) {
+        let holdings = self.holdings.as_ref();
+        (
+            self.snapshot.generation(),
+            holdings.map_or(0, |holdings| holdings.generation()),
+        )
+    }
+
+    /// Whether a neighbour is known to hold that chunk in a form that this build reads.
+    pub fn is_held(&self, file: &TableFile, row_group: u32, column: u32) -> bool {
+        self.around().is_some_and(|(neighbours, holdings)| {
+            neighbours.knows(holdings, file.key(), row_group, column)
+        })
     }
 
     /// Whether the index has that chunk. A scan counts on it only after [`View::chunk`].
@@ -273,16 +309,119 @@ impl View {
         if let Some(counters) = &self.counters {
             counters.record(&entry, u64::from(entry.rows()));
         }
-        let bytes = Bytes::from_owner(bytes);
-        match form {
-            FORM_ARROW | FORM_PACKED => Chunk::open(form, bytes, data_type)
-                .map(CachedChunk::Decoded)
-                .map_err(|error| {
-                    tracing::debug!(row_group, column, %error, "chunk unreadable");
-                    Miss::Corrupt
-                }),
-            FORM_PARQUET => Ok(CachedChunk::Parquet(bytes)),
-            _ => Err(Miss::UnknownForm),
+        CachedChunk::open(form, Bytes::from_owner(bytes), data_type)
+    }
+
+    /// Whether a neighbour is to be asked for a chunk: it is known to hold it, and expected to be
+    /// quicker than the origin. Returns the chunk's bytes; whether they come, [`View::fetch`] tells.
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn offered(
+        &self,
+        file: &TableFile,
+        row_group: u32,
+        column: u32,
+    ) -> Result<u64, RemoteMiss> {
+        let (neighbours, holdings) = self.around().ok_or(RemoteMiss::NotHeld)?;
+        let wanted = wanted(&Arc::from(file.key()), file, row_group, column);
+        neighbours.offers(holdings, &file.identity().store, &wanted)
+    }
+
+    /// Starts to fetch chunks of a row group from neighbours: at most one batch to each, and no
+    /// chunk that this process is fetching already. `columns` are leaf ordinals, as in
+    /// [`View::chunk`].
+    ///
+    /// Must be called within a tokio runtime. Dropping what it returns gives the chunks up.
+    pub fn fetch(&self, file: &TableFile, row_group: u32, columns: &[u32]) -> RemoteColumns {
+        let fetch = self.around().map(|(neighbours, holdings)| {
+            let key = Arc::from(file.key());
+            let wanted: Vec<Wanted> = columns
+                .iter()
+                .map(|column| wanted(&key, file, row_group, *column))
+                .collect();
+            neighbours.fetch(holdings, &file.identity().store, &wanted)
+        });
+        RemoteColumns {
+            reader: self.reader.clone(),
+            columns: columns.len(),
+            fetch,
         }
+    }
+
+    fn around(&self) -> Option<(&Neighbours, &Arc<dyn Holdings>)> {
+        Some((self.reader.neighbours()?, self.holdings.as_ref()?))
+    }
+}
+
+/// A chunk by its name, and what it would take to read it from the file instead.
+fn wanted(key: &Arc<[u8]>, file: &TableFile, row_group: u32, column: u32) -> Wanted {
+    let leaves = file
+        .roots()
+        .iter()
+        .find(|root| root.first_leaf == column)
+        .map_or(1, |root| root.leaves);
+    let origin_bytes = file
+        .metadata()
+        .row_groups()
+        .get(row_group as usize)
+        .map_or(0, |group| {
+            (column..column.saturating_add(leaves))
+                .filter_map(|leaf| group.columns().get(leaf as usize))
+                .map(|leaf| leaf.byte_range().1)
+                .sum()
+        });
+    Wanted {
+        name: ChunkName {
+            file: Arc::clone(key),
+            row_group,
+            column,
+        },
+        origin_bytes,
+    }
+}
+
+/// Chunks of a row group on their way from neighbours. Dropping it gives up what nobody else in
+/// this process waits for.
+#[derive(Debug)]
+pub struct RemoteColumns {
+    reader: Reader,
+    columns: usize,
+    fetch: Option<Fetch>,
+}
+
+impl RemoteColumns {
+    /// What came of each column, in the order asked for; `data_types` are what they decode to. It
+    /// takes at most as long as the neighbours' deadlines.
+    ///
+    /// A column that did not come is to be read from the origin. Failures are counted in
+    /// [`Reader::statistics`]; what came is counted by whoever uses it.
+    pub async fn landed(self, data_types: &[DataType]) -> Vec<Result<RemoteChunk, RemoteMiss>> {
+        let Some(fetch) = self.fetch else {
+            return vec![Err(RemoteMiss::NotHeld); self.columns];
+        };
+        let statistics = self.reader.statistics();
+        let landed = fetch.landed().await.into_iter().zip(data_types);
+        landed
+            .map(|(fetched, data_type)| {
+                let opened = fetched.and_then(|fetched| {
+                    let (bytes, source) = (fetched.bytes.len() as u64, fetched.via.into());
+                    let chunk = CachedChunk::open(fetched.form, fetched.bytes, data_type);
+                    chunk
+                        .map(|chunk| RemoteChunk {
+                            chunk,
+                            source,
+                            bytes,
+                        })
+                        .map_err(|_| RemoteMiss::Unreadable)
+                });
+                if let Err(miss) = &opened {
+                    statistics.remote_missed(*miss);
+                }
+                opened
+            })
+            .collect()
     }
 }

@@ -16,6 +16,12 @@ use crate::types::{Generation, SegmentId};
 pub(crate) const INDEX_NAME: &str = "index";
 /// Name of the next index while it is written, and of the space reserved for it.
 pub(crate) const INDEX_TEMP_NAME: &str = "index.tmp";
+/// Name of the file that holds the directory's incarnation.
+pub(crate) const IDENTITY_NAME: &str = "identity";
+/// Name of the directory of what other workers hold.
+pub(crate) const DIRECTORY_NAME: &str = "directory";
+/// Name of the next directory while it is written.
+pub(crate) const DIRECTORY_TEMP_NAME: &str = "directory.tmp";
 /// Name of the file whose lock makes a process the writer.
 pub(crate) const LOCK_NAME: &str = "lock";
 /// Mode of everything that is complete.
@@ -146,6 +152,10 @@ pub(crate) enum Name {
     Index,
     /// The next index, being written.
     IndexTemp,
+    /// What other workers hold.
+    Directory,
+    /// The next directory, being written.
+    DirectoryTemp,
     /// An index that was replaced, kept as long as a reader maps it so that its memory is seen.
     IndexRetired(Generation),
     /// A sealed segment.
@@ -173,6 +183,8 @@ impl Name {
         match name {
             INDEX_NAME => return Some(Name::Index),
             INDEX_TEMP_NAME => return Some(Name::IndexTemp),
+            DIRECTORY_NAME => return Some(Name::Directory),
+            DIRECTORY_TEMP_NAME => return Some(Name::DirectoryTemp),
             _ => {}
         }
         if let Some(rest) = name.strip_prefix("index-") {
@@ -192,7 +204,11 @@ impl Name {
     pub(crate) fn segment(self) -> Option<SegmentId> {
         match self {
             Name::Segment(id) | Name::SegmentTemp(id) | Name::SegmentRetired(id) => Some(id),
-            Name::Index | Name::IndexTemp | Name::IndexRetired(_) => None,
+            Name::Index
+            | Name::IndexTemp
+            | Name::IndexRetired(_)
+            | Name::Directory
+            | Name::DirectoryTemp => None,
         }
     }
 }
@@ -202,6 +218,8 @@ impl std::fmt::Display for Name {
         match self {
             Name::Index => f.write_str(INDEX_NAME),
             Name::IndexTemp => f.write_str(INDEX_TEMP_NAME),
+            Name::Directory => f.write_str(DIRECTORY_NAME),
+            Name::DirectoryTemp => f.write_str(DIRECTORY_TEMP_NAME),
             Name::IndexRetired(generation) => write!(f, "index-{generation:016x}.retired"),
             Name::Segment(id) => write!(f, "seg-{id}"),
             Name::SegmentTemp(id) => write!(f, "seg-{id}.tmp"),
@@ -310,6 +328,8 @@ mod tests {
         let names = [
             Name::Index,
             Name::IndexTemp,
+            Name::Directory,
+            Name::DirectoryTemp,
             Name::IndexRetired(9),
             Name::Segment(id),
             Name::SegmentTemp(id),

@@ -12,6 +12,10 @@ use crate::error::{Error, Result};
 pub(crate) const INDEX_MAGIC: [u8; 8] = *b"STOAINDX";
 /// First bytes of a segment file.
 pub(crate) const SEGMENT_MAGIC: [u8; 8] = *b"STOASEGM";
+/// First bytes of the file that holds a cache directory's incarnation.
+pub(crate) const IDENTITY_MAGIC: [u8; 8] = *b"STOAIDNT";
+/// First bytes of the directory of what other workers hold.
+pub(crate) const DIRECTORY_MAGIC: [u8; 8] = *b"STOADIRY";
 /// Readers refuse another major format.
 pub(crate) const FORMAT_MAJOR: u16 = 1;
 /// Readers accept any minor format of their major one.
@@ -279,24 +283,111 @@ le_struct! {
     }
 }
 
-// Magic, version and byte order lie at the same place in both headers and in every format to come,
+le_struct! {
+    /// The whole of `identity`.
+    Identity, 64 bytes {
+        magic: [u8; 8],
+        format_major: u16,
+        format_minor: u16,
+        endian_mark: u32,
+        incarnation: u64,
+        reserved: [u8; 32],
+        check: u64,
+    }
+}
+
+le_struct! {
+    /// First bytes of `directory`: where everything else in it lies.
+    DirectoryHeader, 192 bytes {
+        magic: [u8; 8],
+        format_major: u16,
+        format_minor: u16,
+        endian_mark: u32,
+        revision: u64,
+        file_bytes: u64,
+        file_slots_offset: u64,
+        file_slots: u32,
+        files: u32,
+        chunk_slots_offset: u64,
+        chunk_slots: u32,
+        chunks: u32,
+        holders_offset: u64,
+        holders: u32,
+        chunk_probe_max: u32,
+        workers_offset: u64,
+        workers: u32,
+        file_probe_max: u32,
+        strings_offset: u64,
+        strings_bytes: u64,
+        reserved: [u8; 72],
+        check: u64,
+    }
+}
+
+le_struct! {
+    /// A slot of the directory's chunk table.
+    HeldSlot, 32 bytes {
+        file: u32,
+        row_group: u32,
+        column: u32,
+        holder: u32,
+        holders: u16,
+        state: u8,
+        reserved: [u8; 5],
+        check: u64,
+    }
+}
+
+le_struct! {
+    /// A row of the directory's holder table: one worker's copy of one chunk.
+    HolderRow, 64 bytes {
+        worker: u32,
+        rows: u32,
+        segment: u64,
+        offset: u64,
+        length: u64,
+        checksum: u64,
+        form: u8,
+        reserved: [u8; 15],
+        check: u64,
+    }
+}
+
+le_struct! {
+    /// A row of the directory's worker table.
+    WorkerRow, 64 bytes {
+        id_offset: u64,
+        id_bytes: u32,
+        addresses_bytes: u32,
+        addresses_offset: u64,
+        incarnation: u64,
+        reserved: [u8; 24],
+        check: u64,
+    }
+}
+
+// Magic, version and byte order lie at the same place in all headers and in every format to come,
 // so that any version can tell what it does not understand.
 const _: () = {
     let mut field = 0;
     while field < 4 {
         assert!(IndexHeader::FIELDS[field].1 == SegmentHeader::FIELDS[field].1);
+        assert!(IndexHeader::FIELDS[field].1 == Identity::FIELDS[field].1);
+        assert!(IndexHeader::FIELDS[field].1 == DirectoryHeader::FIELDS[field].1);
         field += 1;
     }
     // A slot must not straddle cache lines, a section must begin at one.
     assert!(ChunkSlot::BYTES as u64 == SECTION_ALIGN && 64 % FileSlot::BYTES == 0);
     assert!((IndexHeader::BYTES as u64).is_multiple_of(SECTION_ALIGN));
     assert!((SegmentHeader::BYTES as u64).is_multiple_of(SECTION_ALIGN));
+    assert!(64 % HeldSlot::BYTES == 0 && HolderRow::BYTES as u64 == SECTION_ALIGN);
+    assert!((DirectoryHeader::BYTES as u64).is_multiple_of(SECTION_ALIGN));
     assert!(crate::types::CHUNK_ALIGN == SECTION_ALIGN);
 };
 
 /// Every structure by its name in `docs/format.md`.
 #[cfg(test)]
-pub(crate) const STRUCTURES: [(&str, usize, &[FieldPlace]); 9] = [
+pub(crate) const STRUCTURES: [(&str, usize, &[FieldPlace]); 14] = [
     ("IndexHeader", IndexHeader::BYTES, &IndexHeader::FIELDS),
     ("FileSlot", FileSlot::BYTES, &FileSlot::FIELDS),
     ("ChunkSlot", ChunkSlot::BYTES, &ChunkSlot::FIELDS),
@@ -308,6 +399,15 @@ pub(crate) const STRUCTURES: [(&str, usize, &[FieldPlace]); 9] = [
         &SegmentHeader::FIELDS,
     ),
     ("FooterEntry", FooterEntry::BYTES, &FooterEntry::FIELDS),
+    ("Identity", Identity::BYTES, &Identity::FIELDS),
+    (
+        "DirectoryHeader",
+        DirectoryHeader::BYTES,
+        &DirectoryHeader::FIELDS,
+    ),
+    ("HeldSlot", HeldSlot::BYTES, &HeldSlot::FIELDS),
+    ("HolderRow", HolderRow::BYTES, &HolderRow::FIELDS),
+    ("WorkerRow", WorkerRow::BYTES, &WorkerRow::FIELDS),
     ("CounterHeader", 64, &crate::counters::HEADER_FIELDS),
     ("CounterSlot", 32, &crate::counters::SLOT_FIELDS),
 ];
@@ -441,6 +541,11 @@ mod tests {
         for (constant, value) in [
             ("INDEX_MAGIC", INDEX_MAGIC.escape_ascii().to_string()),
             ("SEGMENT_MAGIC", SEGMENT_MAGIC.escape_ascii().to_string()),
+            ("IDENTITY_MAGIC", IDENTITY_MAGIC.escape_ascii().to_string()),
+            (
+                "DIRECTORY_MAGIC",
+                DIRECTORY_MAGIC.escape_ascii().to_string(),
+            ),
             ("FORMAT_MAJOR", FORMAT_MAJOR.to_string()),
             ("FORMAT_MINOR", FORMAT_MINOR.to_string()),
             ("ENDIAN_MARK", format!("{ENDIAN_MARK:#010x}")),
@@ -451,6 +556,7 @@ mod tests {
                 "CATALOG_NAME_BYTES_MAX",
                 crate::CATALOG_NAME_BYTES_MAX.to_string(),
             ),
+            ("HOLDERS_MAX", crate::directory::HOLDERS_MAX.to_string()),
         ] {
             let row = format!("| `{constant}` | {value} |");
             assert!(text.contains(&row), "docs/format.md lacks the row {row:?}");

@@ -19,6 +19,21 @@ pub struct FileId {
     pub(crate) key_hash: u64,
 }
 
+/// Which chunk is looked up among many: one of a file that the same snapshot returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// The file.
+    pub file: FileId,
+    /// Row group ordinal.
+    pub row_group: u32,
+    /// Leaf column ordinal of the first leaf.
+    pub column: u32,
+}
+
+/// How many lookups have their cache lines on the way at the same time: more than a core can wait
+/// for at once.
+const LOOKUPS_TOGETHER: usize = 32;
+
 /// A chunk's entry, read from the index and checked: the bytes of the entry are intact, its range
 /// is aligned and does not overflow. Whether the range lies inside the segment is checked when the
 /// chunk is opened.
@@ -67,6 +82,15 @@ impl Entry {
     /// Hash of the key: tells whose counts a slot of the access counters holds.
     pub(crate) fn tag(&self) -> u64 {
         chunk_hash(self.file.key_hash, self.row_group, self.column)
+    }
+}
+
+impl Wanted {
+    /// Where its probe begins among `slots`, which is not 0.
+    #[inline]
+    fn first_slot(&self, slots: u32) -> u32 {
+        let hash = chunk_hash(self.file.key_hash, self.row_group, self.column);
+        first_slot(hash, slots)
     }
 }
 
@@ -262,19 +286,60 @@ impl<B: AsRef<[u8]>> Index<B> {
     /// The entry of a chunk.
     #[inline]
     pub(crate) fn lookup(&self, file: FileId, row_group: u32, column: u32) -> Result<Entry, Miss> {
+        let wanted = Wanted {
+            file,
+            row_group,
+            column,
+        };
+        match self.header.chunk_slots {
+            0 => Err(Miss::Absent),
+            slots => self.probe(&wanted, wanted.first_slot(slots)),
+        }
+    }
+
+    /// The entries of many chunks, in their order. Where each probe begins is touched before the
+    /// first one is followed, so that the memory is waited for once and not once a chunk.
+    pub(crate) fn lookup_many(
+        &self,
+        wanted: &[Wanted],
+        mut found: impl FnMut(Result<Entry, Miss>),
+    ) {
         let slots = self.header.chunk_slots;
         if slots == 0 {
-            return Err(Miss::Absent);
+            wanted.iter().for_each(|_| found(Err(Miss::Absent)));
+            return;
         }
-        let mut slot = first_slot(chunk_hash(file.key_hash, row_group, column), slots);
+        for together in wanted.chunks(LOOKUPS_TOGETHER) {
+            let mut first = [0; LOOKUPS_TOGETHER];
+            let mut touched = 0;
+            for (slot, wanted) in first.iter_mut().zip(together) {
+                *slot = wanted.first_slot(slots);
+                let row = self.row(self.header.chunk_slots_offset, *slot, ChunkSlot::BYTES);
+                touched |= row[0];
+            }
+            std::hint::black_box(touched);
+            for (slot, wanted) in first.iter().zip(together) {
+                found(self.probe(wanted, *slot));
+            }
+        }
+    }
+
+    /// Follows a probe from its first slot.
+    #[inline]
+    fn probe(&self, wanted: &Wanted, first: u32) -> Result<Entry, Miss> {
+        let slots = self.header.chunk_slots;
+        let mut slot = first;
         for _ in 0..self.header.chunk_probe_max.min(slots) {
             let row = self.row(self.header.chunk_slots_offset, slot, ChunkSlot::BYTES);
             let found = ChunkSlot::read(row);
             if found.state == 0 {
                 return Err(Miss::Absent);
             }
-            if found.file == file.slot && found.row_group == row_group && found.column == column {
-                return check_slot(slot, row, &found, file);
+            if found.file == wanted.file.slot
+                && found.row_group == wanted.row_group
+                && found.column == wanted.column
+            {
+                return check_slot(slot, row, &found, wanted.file);
             }
             slot = if slot + 1 == slots { 0 } else { slot + 1 };
         }

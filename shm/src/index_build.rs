@@ -28,7 +28,7 @@ pub(crate) struct IndexInput<'a> {
 }
 
 /// Slots for `rows` rows: five of eight are used.
-fn slots_for(rows: usize) -> u32 {
+pub(crate) fn slots_for(rows: usize) -> u32 {
     if rows == 0 {
         0
     } else {
@@ -36,7 +36,7 @@ fn slots_for(rows: usize) -> u32 {
     }
 }
 
-fn check_count(what: &'static str, found: usize) -> Result<()> {
+pub(crate) fn check_count(what: &'static str, found: usize) -> Result<()> {
     if found > ROWS_MAX {
         Err(Error::TooMany {
             what,
@@ -49,7 +49,7 @@ fn check_count(what: &'static str, found: usize) -> Result<()> {
 }
 
 /// Appends interned bytes and returns where they begin.
-fn intern(strings: &mut Vec<u8>, base: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn intern(strings: &mut Vec<u8>, base: u64, bytes: &[u8]) -> u64 {
     let at = base + strings.len() as u64;
     strings.extend_from_slice(bytes);
     at
@@ -224,13 +224,13 @@ pub(crate) fn check_key_length(what: &'static str, found: usize, largest: usize)
     }
 }
 
-fn put_row(bytes: &mut [u8], section: u64, at: usize, row: &[u8]) {
+pub(crate) fn put_row(bytes: &mut [u8], section: u64, at: usize, row: &[u8]) {
     let start = section as usize + at * row.len();
     bytes[start..start + row.len()].copy_from_slice(row);
 }
 
 /// Puts a row into the first empty slot from its hash on, and returns the slot.
-fn place(
+pub(crate) fn place(
     table: &mut [u8],
     row_bytes: usize,
     slots: u32,

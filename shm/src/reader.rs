@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::dir::{FileIdentity, INDEX_NAME, check_for_reader, open_file};
 use crate::error::{Error, Result};
-use crate::index::{Entry, FileId, Index};
+use crate::index::{Entry, FileId, Index, Wanted};
 use crate::lock;
 use crate::map::FileMap;
 use crate::mapped::{ChunkBytes, DirPlace, SegmentMap};
@@ -303,7 +303,24 @@ impl Snapshot {
 
     /// The entry of a chunk; a damaged one is absent, with one warning a snapshot.
     pub fn lookup(&self, file: FileId, row_group: u32, column: u32) -> Option<Entry> {
-        match self.try_lookup(file, row_group, column) {
+        self.or_absent(self.try_lookup(file, row_group, column))
+    }
+
+    /// The entries of many chunks, in their order, as [`Snapshot::lookup`] gives them; they replace
+    /// what `found` holds. Costs a third of as many lookups where the index is larger than the
+    /// processor's caches.
+    pub fn lookup_many(&self, wanted: &[Wanted], found: &mut Vec<Option<Entry>>) {
+        found.clear();
+        found.reserve(wanted.len());
+        match self.index() {
+            None => found.resize(wanted.len(), None),
+            Some(index) => index.lookup_many(wanted, |entry| found.push(self.or_absent(entry))),
+        }
+    }
+
+    #[inline]
+    fn or_absent(&self, found: Result<Entry, Miss>) -> Option<Entry> {
+        match found {
             Ok(entry) => Some(entry),
             Err(Miss::Absent) => None,
             Err(miss) => {

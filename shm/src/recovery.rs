@@ -35,7 +35,10 @@ pub(crate) fn recover(dir: &CacheDir) -> Result<Recovered> {
     let names = dir.names()?;
     for name in &names {
         // Nobody else writes here: what is temporary was left by a death.
-        if matches!(name, Name::IndexTemp | Name::SegmentTemp(_)) {
+        if matches!(
+            name,
+            Name::IndexTemp | Name::SegmentTemp(_) | Name::DirectoryTemp
+        ) {
             let path = dir.name_path(*name);
             std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
         }

@@ -141,7 +141,8 @@ pub struct MemoryReport {
     pub dead_bytes_in_live: u64,
     /// Sealed segments that no index has named yet.
     pub unpublished_bytes: u64,
-    /// The current index and the space reserved for the next.
+    /// The current index and the space reserved for the next, and the directory of what other
+    /// workers hold.
     pub index_bytes: u64,
     /// Segments that the current index names.
     pub segments: u64,

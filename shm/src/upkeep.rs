@@ -113,7 +113,9 @@ impl CacheWriter {
             };
             let allocated = metadata.blocks() * 512;
             match name {
-                Name::Index | Name::IndexTemp => report.index_bytes += allocated,
+                Name::Index | Name::IndexTemp | Name::Directory | Name::DirectoryTemp => {
+                    report.index_bytes += allocated
+                }
                 Name::IndexRetired(_) => report.retained_bytes += allocated,
                 Name::SegmentRetired(_) => {
                     report.retained_bytes += allocated;

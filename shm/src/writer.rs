@@ -13,11 +13,12 @@ use crate::dir::{CacheDir, FileIdentity, Name, SEALED_MODE, open_file};
 use crate::error::{Error, Result};
 use crate::faults::{Step, reached};
 use crate::format::aligned;
+use crate::identity;
 use crate::index::{Index, IndexedSegment, check_range_in};
 use crate::index_build::{IndexInput, build};
 use crate::lock::WriteLock;
 use crate::map::FileMap;
-use crate::mapped::{DirPlace, guard};
+use crate::mapped::{DirPlace, SegmentFiles, guard};
 use crate::reader::map_index;
 use crate::recovery::{Recovered, recover};
 use crate::segment_writer::{SegmentWriter, allocate, storage_error};
@@ -81,6 +82,7 @@ pub struct CacheWriter {
     pub(crate) shared: Arc<Shared>,
     pub(crate) place: DirPlace,
     generation: Generation,
+    incarnation: u64,
     pub(crate) published: Option<Published>,
     /// Maps that keep live segments in memory, once asked to.
     pub(crate) pins: Mutex<Option<BTreeMap<SegmentId, FileMap>>>,
@@ -103,6 +105,7 @@ impl CacheWriter {
             path: dir.path().to_path_buf(),
             identity: FileIdentity::from(&metadata),
         };
+        let incarnation = identity::ensure(&dir)?;
         let Recovered {
             published,
             surviving,
@@ -123,6 +126,7 @@ impl CacheWriter {
             }),
             place,
             generation,
+            incarnation,
             published: published.map(|(index, identity)| Published { index, identity }),
             pins: Mutex::new(None),
         };
@@ -141,6 +145,17 @@ impl CacheWriter {
     /// The generation published last; 0 if none was.
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// Names this directory among all that ever were: together with it, a segment's name never
+    /// means other bytes. Drawn when the directory was made, and kept in it.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Opens sealed segments of this directory, published or not.
+    pub fn segment_files(&self) -> SegmentFiles {
+        SegmentFiles::new(self.place.clone())
     }
 
     /// Begins a segment that takes chunks of `capacity` bytes in total, each rounded up to

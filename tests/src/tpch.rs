@@ -12,14 +12,7 @@ use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use parquet::schema::types::ColumnPath;
-use tpchgen::generators::{
-    CustomerGenerator, LineItemGenerator, NationGenerator, OrderGenerator, PartGenerator,
-    PartSuppGenerator, RegionGenerator, SupplierGenerator,
-};
-use tpchgen_arrow::{
-    CustomerArrow, LineItemArrow, NationArrow, OrderArrow, PartArrow, PartSuppArrow, RegionArrow,
-    SupplierArrow,
-};
+use stoa_cli::demo::generate;
 
 use crate::{Error, Result, Tried};
 
@@ -148,58 +141,15 @@ pub fn copy_table_to(name: &str, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes file `part` (from 1) of a table.
+/// Writes file `part` (from 1) of a table: the rows of `stoa demo`, in another shape of files.
 fn write_part(scale: f64, table: Table, part: i32, path: &Path) -> Result<()> {
-    let (s, n) = (scale, table.files);
-    match table.name {
-        "customer" => store(
-            table,
-            CustomerArrow::new(CustomerGenerator::new(s, part, n)),
-            path,
-        ),
-        "lineitem" => store(
-            table,
-            LineItemArrow::new(LineItemGenerator::new(s, part, n)),
-            path,
-        ),
-        "nation" => store(
-            table,
-            NationArrow::new(NationGenerator::new(s, part, n)),
-            path,
-        ),
-        "orders" => store(
-            table,
-            OrderArrow::new(OrderGenerator::new(s, part, n)),
-            path,
-        ),
-        "part" => store(table, PartArrow::new(PartGenerator::new(s, part, n)), path),
-        "partsupp" => store(
-            table,
-            PartSuppArrow::new(PartSuppGenerator::new(s, part, n)),
-            path,
-        ),
-        "region" => store(
-            table,
-            RegionArrow::new(RegionGenerator::new(s, part, n)),
-            path,
-        ),
-        _ => store(
-            table,
-            SupplierArrow::new(SupplierGenerator::new(s, part, n)),
-            path,
-        ),
-    }
-}
-
-fn store<G, E>(table: Table, batches: G, path: &Path) -> Result<()>
-where
-    G: Iterator<Item = Result<arrow::array::RecordBatch, E>>,
-    E: std::fmt::Display,
-{
     let failed = |answer: String| Error::Answer {
         what: format!("writing {}", path.display()),
         answer,
     };
+    let rows = generate::Table::named(table.name)
+        .ok_or_else(|| failed("TPC-H has no such table".to_owned()))?
+        .reader(scale, part, table.files);
     let properties = WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
@@ -212,30 +162,19 @@ where
     let options = ArrowWriterOptions::new()
         .with_properties(properties)
         .with_skip_arrow_metadata(true);
-    let mut writer = None;
-    let mut options = Some(options);
-    for batch in batches {
+    let file = File::create(path).tried(|| path.display().to_string())?;
+    let mut writer = ArrowWriter::try_new_with_options(file, rows.schema(), options)
+        .map_err(|error| failed(error.to_string()))?;
+    for batch in rows {
         let batch = batch.map_err(|error| failed(error.to_string()))?;
-        let writer = match &mut writer {
-            Some(writer) => writer,
-            empty => {
-                let file = File::create(path).tried(|| path.display().to_string())?;
-                let options = options.take().unwrap_or_default();
-                let made = ArrowWriter::try_new_with_options(file, batch.schema(), options)
-                    .map_err(|error| failed(error.to_string()))?;
-                empty.insert(made)
-            }
-        };
         writer
             .write(&batch)
             .map_err(|error| failed(error.to_string()))?;
     }
-    match writer {
-        Some(writer) => writer
-            .close()
-            .map(|_| ())
-            .map_err(|error| failed(error.to_string())),
-        None => Err(failed("the generator made no rows".to_owned())),
+    let closed = writer.close().map_err(|error| failed(error.to_string()))?;
+    match closed.file_metadata().num_rows() {
+        0 => Err(failed("the generator made no rows".to_owned())),
+        _ => Ok(()),
     }
 }
 

@@ -172,6 +172,9 @@ fn document(args: &LayoutCreateArgs, target: &Target, context: &Context) -> Resu
     if args.budget.is_some() {
         document.budget_bytes = args.budget;
     }
+    if let Some(replicas) = args.replicas {
+        document.replicas = replicas;
+    }
     if !args.partition_columns.is_empty() {
         document.partition_columns = args.partition_columns.clone();
     }
@@ -269,6 +272,9 @@ fn describe(document: &LayoutDocument) -> String {
         lines.push(("only files with", format!("{groups} row groups")));
     }
     lines.push(("form", document.form.to_string()));
+    if !document.replicas.is_one() {
+        lines.push(("replicas", document.replicas.to_string()));
+    }
     let forms = document.forms.iter();
     let forms: Vec<String> = forms
         .map(|(column, form)| format!("{column} {form}"))

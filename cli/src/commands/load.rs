@@ -73,6 +73,8 @@ async fn load_all(targets: &[Target], args: &LoadArgs, records: &Records) -> Res
                 "bytes": loaded.bytes,
                 "kept_chunks": loaded.kept_chunks,
                 "fetched_chunks": loaded.fetched_chunks,
+                "peer_chunks": loaded.peer_chunks,
+                "peer_bytes": loaded.peer_bytes,
                 "left_out": loaded.left_out,
             })).collect::<Vec<_>>(),
             "seconds": started.elapsed().as_secs_f64(),
@@ -99,8 +101,12 @@ pub(super) async fn request(records: &Records, version: &TableVersion) -> Result
 }
 
 fn say_loaded(loaded: &Loaded, took: Duration) {
+    let from_peers = match loaded.peer_chunks {
+        0 => String::new(),
+        chunks => format!(", {chunks} of them from other workers"),
+    };
     eprintln!(
-        "{} is loaded: {} chunks, {} ({} fetched, {} kept) in {:.1} s",
+        "{} is loaded: {} chunks, {} ({} fetched{from_peers}, {} kept) in {:.1} s",
         loaded.table_version,
         loaded.chunks,
         format_bytes(loaded.bytes),

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use stoa_metastore::{
-    CacheVersion, LoadRequest, Records, Rejection, WorkerPhase, WorkerRecord, WorkerState, keys,
+    CacheVersion, LeftOut, LoadRequest, Records, Rejection, WorkerPhase, WorkerRecord, WorkerState,
+    keys,
 };
 
 use super::memory::{Memory, MemoryTable, memory};
@@ -58,8 +59,12 @@ struct TableLine {
     held_bytes: u64,
     kept_chunks: u64,
     fetched_chunks: u64,
+    peer_chunks: u64,
+    peer_bytes: u64,
     left_out_chunks: u64,
     left_out_bytes: u64,
+    unplaced: LeftOut,
+    missing_copies: LeftOut,
     problems: Vec<String>,
 }
 
@@ -145,6 +150,8 @@ impl Overview {
             line.held_bytes += table.held_bytes;
             line.kept_chunks += table.kept_chunks;
             line.fetched_chunks += table.fetched_chunks;
+            line.peer_chunks += table.peer_chunks;
+            line.peer_bytes += table.peer_bytes;
             line.left_out_chunks += table.left_out.chunks;
             line.left_out_bytes += table.left_out.bytes;
             if table.left_out.chunks > 0 {
@@ -178,6 +185,11 @@ impl Overview {
             return line;
         }
         if let Some(plan) = plan.filter(|plan| !plan.unloaded) {
+            let shortfalls = plan.notes.shortfalls(format_bytes).into_iter();
+            line.problems
+                .extend(shortfalls.map(|said| format!("{name}: {said}")));
+            line.unplaced = plan.notes.left_out.clone();
+            line.missing_copies = plan.notes.missing_copies.clone();
             for worker in plan.parts.keys() {
                 let current = self
                     .state_of(worker)
@@ -245,8 +257,12 @@ impl Overview {
                     "held_bytes": line.held_bytes,
                     "kept_chunks": line.kept_chunks,
                     "fetched_chunks": line.fetched_chunks,
+                    "peer_chunks": line.peer_chunks,
+                    "peer_bytes": line.peer_bytes,
                     "left_out_chunks": line.left_out_chunks,
                     "left_out_bytes": line.left_out_bytes,
+                    "unplaced": line.unplaced,
+                    "missing_copies": line.missing_copies,
                     "problems": line.problems,
                 })
             })
@@ -455,7 +471,7 @@ fn status_of_memory(args: &StatusArgs, reason: &str, context: &Context) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use stoa_metastore::{LeftOut, PartPointer, PlanTarget, TableState, WorkerAddresses};
+    use stoa_metastore::{PartPointer, PlanNotes, PlanTarget, TableState, WorkerAddresses};
 
     use super::*;
 
@@ -492,7 +508,7 @@ mod tests {
             capacity_bytes: 64 << 20,
             addresses: WorkerAddresses {
                 control: Some("127.0.0.1:7001".into()),
-                http: None,
+                ..WorkerAddresses::default()
             },
             ..WorkerRecord::default()
         };
@@ -503,7 +519,7 @@ mod tests {
                 .iter()
                 .map(|worker| (worker.to_string(), PartPointer::default()))
                 .collect(),
-            unloaded: false,
+            ..CacheVersion::default()
         };
         let request = |table: &str, version| LoadRequest {
             table: table.into(),
@@ -520,7 +536,17 @@ mod tests {
             ]),
             requests: vec![request("tpch.lineitem", 2), request("tpch.orders", 1)],
             plans: vec![
-                plan("tpch.lineitem:2", 3, &["a", "b"]),
+                CacheVersion {
+                    notes: PlanNotes {
+                        left_out: LeftOut {
+                            chunks: 4,
+                            bytes: 5 << 20,
+                            reason: Some("the workers' capacity is used up".into()),
+                        },
+                        ..PlanNotes::default()
+                    },
+                    ..plan("tpch.lineitem:2", 3, &["a", "b"])
+                },
                 plan("tpch.orders:1", 1, &["a"]),
             ],
             workers: vec![worker("a", "node1"), worker("b", "node2")],
@@ -590,6 +616,7 @@ mod tests {
 
         problems:
           tpch.lineitem: worker b left out 2 chunks (2 MiB): the cache is full
+          tpch.lineitem: chunks without a place in the plan: 4 (5 MiB): the workers' capacity is used up
 
         refused requests, newest last:
           tpch.orders:0: invalid layout version

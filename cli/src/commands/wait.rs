@@ -30,6 +30,10 @@ pub struct Loaded {
     pub kept_chunks: u64,
     /// Chunks that were fetched.
     pub fetched_chunks: u64,
+    /// Those of them that came from another worker.
+    pub peer_chunks: u64,
+    /// Bytes of these.
+    pub peer_bytes: u64,
     /// What did not fit or could not be had, in words.
     pub left_out: Vec<String>,
 }
@@ -120,6 +124,7 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
             true => LoadProgress::Waiting("no worker is alive; is `stoa worker` running?".into()),
             false => LoadProgress::Empty(Loaded {
                 table_version: plan.table_version.clone(),
+                left_out: plan.notes.shortfalls(format_bytes),
                 ..Loaded::default()
             }),
         };
@@ -141,6 +146,8 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
         loaded.bytes += table.bytes_done;
         loaded.kept_chunks += table.kept_chunks;
         loaded.fetched_chunks += table.fetched_chunks;
+        loaded.peer_chunks += table.peer_chunks;
+        loaded.peer_bytes += table.peer_bytes;
         bytes_total += table.bytes_total;
         chunks_total += table.chunks_total;
         if table.left_out.chunks > 0 {
@@ -163,6 +170,10 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
         }
     }
     if missing.is_empty() {
+        // What the plan had no place for is nobody's part, so no worker says it.
+        let mut left_out = plan.notes.shortfalls(format_bytes);
+        left_out.append(&mut loaded.left_out);
+        loaded.left_out = left_out;
         // What stands as an error after all was done is part of the result.
         loaded.left_out.extend(errors);
         return LoadProgress::Done(loaded);
@@ -343,7 +354,7 @@ mod tests {
                 table_version: "tpch.orders:2".into(),
                 plan: 7,
                 parts: parts.into(),
-                unloaded: false,
+                ..CacheVersion::default()
             }),
             workers: vec![worker("a"), worker("b")],
             states: vec![state("a", 7, 10), state("b", 7, 10)],
@@ -423,12 +434,19 @@ mod tests {
             reason: Some("the cache is full".into()),
         };
         table.error = Some("one file is gone".into());
+        let notes = &mut short.plan.as_mut().unwrap().notes;
+        notes.left_out = LeftOut {
+            chunks: 5,
+            bytes: 7 << 20,
+            reason: Some("the workers' capacity is used up".into()),
+        };
         let LoadProgress::Done(loaded) = progress_of(&wanted(), &short) else {
             panic!("not done");
         };
         assert_eq!(
             loaded.left_out,
             [
+                "chunks without a place in the plan: 5 (7 MiB): the workers' capacity is used up",
                 "worker a left out 3 chunks (3 MiB): the cache is full",
                 "worker a: one file is gone"
             ]

@@ -147,6 +147,30 @@ pub const KEYS: &[Key] = &[
         "Whether `stoa sql` serves STORED AS PARQUET tables and other stock Parquet scans from the cache too.",
     ),
     key(
+        "cache.remote.enabled",
+        Bool,
+        Fixed("true"),
+        "Whether queries read what other workers hold from their memory before they ask the origin.",
+    ),
+    key(
+        "cache.remote.deadline",
+        Span,
+        Fixed("1s"),
+        "What another worker always has to answer a query, beside what its bytes should take; then the origin is read.",
+    ),
+    key(
+        "cache.remote.inflight.size",
+        Bytes { min: MIB },
+        Fixed("256MiB"),
+        "How many bytes the queries of a process request from other workers at a time; half of it from one.",
+    ),
+    key(
+        "cache.remote.peers",
+        Hosts,
+        Unset,
+        "Workers, `host:port,…` of their transfer.address, that tell a machine without a worker who holds what.",
+    ),
+    key(
         "cache.storage.scheme",
         Choice(&["file", "s3", "gs", "az", "http", "https"]),
         Fixed("file"),

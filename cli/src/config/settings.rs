@@ -56,10 +56,23 @@ pub struct CacheConfig {
     pub group_access: bool,
     /// `cache.parquet.enabled`
     pub parquet: bool,
+    /// `cache.remote.*`; `None` with `cache.remote.enabled = false`.
+    pub remote: Option<RemoteConfig>,
     /// `cache.storage.scheme`
     pub storage_scheme: String,
     /// `cache.absolute.balancer.enabled`
     pub absolute_balancer: bool,
+}
+
+/// `cache.remote.*`
+#[derive(Clone, Debug)]
+pub struct RemoteConfig {
+    /// `cache.remote.deadline`
+    pub deadline: Duration,
+    /// `cache.remote.inflight.size`
+    pub inflight_bytes: u64,
+    /// `cache.remote.peers`
+    pub peers: Vec<String>,
 }
 
 /// `etcd.*`
@@ -198,6 +211,14 @@ impl Config {
                 pin: get.bool("cache.pin.enabled"),
                 group_access: get.bool("cache.group.enabled"),
                 parquet: get.bool("cache.parquet.enabled"),
+                remote: get.bool("cache.remote.enabled").then(|| RemoteConfig {
+                    deadline: get.span("cache.remote.deadline"),
+                    inflight_bytes: get.bytes("cache.remote.inflight.size"),
+                    peers: match &get.0.get("cache.remote.peers").value {
+                        Some(Value::Hosts(peers)) => peers.clone(),
+                        _ => vec![],
+                    },
+                }),
                 storage_scheme: get.text("cache.storage.scheme"),
                 absolute_balancer: get.bool("cache.absolute.balancer.enabled"),
             },

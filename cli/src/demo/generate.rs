@@ -84,7 +84,13 @@ impl Table {
         self.rows(scale).div_ceil(FILE_ROWS).max(self.files_min)
     }
 
-    fn reader(&self, scale: f64, part: i32, parts: i32) -> Box<dyn RecordBatchReader> {
+    /// The table of this name.
+    pub fn named(name: &str) -> Option<Table> {
+        TABLES.into_iter().find(|table| table.name == name)
+    }
+
+    /// The rows of part `part` (from 1) of `parts`, the same on every machine.
+    pub fn reader(&self, scale: f64, part: i32, parts: i32) -> Box<dyn RecordBatchReader> {
         const BATCH: usize = 8192;
         macro_rules! reader {
             ($arrow:ident, $generator:ident) => {

@@ -15,6 +15,7 @@ use datafusion_physical_expr_adapter::{
 use stoa_origin::ObjectTag;
 use stoa_reader::{TableFile, View};
 
+use super::filters::Experience;
 use super::metrics::SourceMetrics;
 
 /// The scan as its source and its configuration describe it.
@@ -39,6 +40,8 @@ pub(crate) struct ScanContext {
     pub(crate) prune_pages: bool,
     pub(crate) max_in_list_size: usize,
     pub(crate) encrypted: bool,
+    /// What the predicate's conjuncts have shown in this partition so far.
+    pub(crate) experience: Arc<Experience>,
 }
 
 impl ScanContext {
@@ -76,6 +79,7 @@ impl ScanContext {
             max_in_list_size: options.global.max_in_list_size,
             encrypted: options.crypto.file_decryption.is_some()
                 || options.crypto.factory_id.is_some(),
+            experience: Arc::default(),
         }
     }
 }

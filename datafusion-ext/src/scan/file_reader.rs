@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use datafusion::common::Result;
@@ -75,6 +76,8 @@ pub(crate) struct CachedFileReader {
     file: Arc<TableFile>,
     from_origin: Count,
     from_memory: Count,
+    /// Column chunks that neighbours sent as they are in the file: row group, first leaf, bytes.
+    fetched: Vec<(usize, u32, Bytes)>,
 }
 
 impl CachedFileReader {
@@ -89,6 +92,32 @@ impl CachedFileReader {
             file,
             from_origin,
             from_memory,
+            fetched: vec![],
+        }
+    }
+
+    /// Takes column chunks of a row group from memory, by the ordinals of their first leaves.
+    pub(crate) fn with_fetched(mut self, row_group: usize, chunks: Vec<(u32, Bytes)>) -> Self {
+        let chunks = chunks.into_iter();
+        self.fetched
+            .extend(chunks.map(|(leaf, bytes)| (row_group, leaf, bytes)));
+        self
+    }
+
+    /// A chunk in the parquet form, from a neighbour or from shared memory.
+    fn chunk(&self, row_group: usize, leaf: u32) -> Option<Bytes> {
+        let fetched = self
+            .fetched
+            .iter()
+            .find(|(group, first, _)| *group == row_group && *first == leaf);
+        if let Some((_, _, bytes)) = fetched {
+            return Some(bytes.clone());
+        }
+        let id = self.view.file_id(&self.file)?;
+        let data_type = arrow::datatypes::DataType::Null;
+        match self.view.chunk(id, row_group as u32, leaf, &data_type) {
+            Ok(CachedChunk::Parquet(bytes)) => Some(bytes),
+            Ok(_) | Err(_) => None,
         }
     }
 
@@ -98,7 +127,6 @@ impl CachedFileReader {
         if let Some(bytes) = self.file.extra(range.start, range.end) {
             return Some(bytes);
         }
-        let id = self.view.file_id(&self.file)?;
         let metadata = self.file.metadata();
         for (row_group, group) in metadata.row_groups().iter().enumerate() {
             for root in self.file.roots() {
@@ -112,14 +140,7 @@ impl CachedFileReader {
                 if range.start < start || range.end > end {
                     continue;
                 }
-                let data_type = arrow::datatypes::DataType::Null;
-                let chunk = self
-                    .view
-                    .chunk(id, row_group as u32, root.first_leaf, &data_type)
-                    .ok()?;
-                let CachedChunk::Parquet(bytes) = chunk else {
-                    return None;
-                };
+                let bytes = self.chunk(row_group, root.first_leaf)?;
                 let (from, to) = ((range.start - start) as usize, (range.end - start) as usize);
                 return (to <= bytes.len()).then(|| bytes.slice(from..to));
             }
@@ -152,12 +173,18 @@ impl AsyncFileReader for CachedFileReader {
             if !missing.is_empty() {
                 self.from_origin
                     .add(missing.iter().map(|r| (r.end - r.start) as usize).sum());
-                let origin = self.view.reader().origin();
-                let mut read = origin
-                    .read(self.file.identity(), &missing)
+                let reader = self.view.reader();
+                let (identity, started) = (self.file.identity(), Instant::now());
+                let mut read = reader
+                    .origin()
+                    .read(identity, &missing)
                     .await
                     .map_err(|error| ParquetError::External(Box::new(error)))?
                     .into_iter();
+                if let Some(neighbours) = reader.neighbours() {
+                    let bytes = missing.iter().map(|range| range.end - range.start).sum();
+                    neighbours.origin_answered(&identity.store, bytes, started.elapsed());
+                }
                 for part in parts.iter_mut().filter(|part| part.is_none()) {
                     *part = read.next();
                 }

@@ -20,7 +20,8 @@ use datafusion_pruning::FilePruner;
 use stoa_reader::TableFile;
 
 use super::context::{ScanContext, resolve};
-use super::pruning::{DynamicPruner, prune};
+use super::filters::Filters;
+use super::pruning::{Pruner, prune};
 use super::row_group::CachedRowGroup;
 use super::share::{for_stock, with_plan};
 use super::stream::{CachedMorsel, OutputMap};
@@ -116,12 +117,20 @@ impl StoaMorselizer {
         for run in runs.runs {
             match run {
                 Run::Hits(groups) => {
-                    let pruner = DynamicPruner::try_new(
-                        scan.predicate.as_ref(),
+                    let predicate = scan.predicate.as_ref();
+                    let pruner = Pruner::try_new(
+                        predicate.filter(|_| context.prune_row_groups),
                         &scan.schema,
                         table_file.metadata(),
                         context.max_in_list_size,
                     );
+                    let filters = Filters::try_new(
+                        predicate,
+                        &scan.schema,
+                        &scan.needed,
+                        context.apply_predicate,
+                        &context.experience,
+                    )?;
                     chain.steps.push_back(Step::Morsel(Box::new(CachedMorsel {
                         context: Arc::clone(context),
                         file: Arc::clone(table_file),
@@ -129,6 +138,7 @@ impl StoaMorselizer {
                         needed: Arc::clone(&scan.needed),
                         schema: Arc::clone(&scan.schema),
                         output: Arc::clone(&scan.output),
+                        filters,
                         pruner,
                         file_pruner: file_pruner.take(),
                         metrics: Arc::clone(&scan.metrics),
@@ -241,13 +251,12 @@ impl FileScan {
             return Ok(None);
         }
         let needed: Arc<[usize]> = needed.into_iter().collect();
-        let batch_schema = Arc::new(schema.project(&needed)?);
         let output_schema = Arc::new(
             context
                 .projection
                 .project_schema(context.table_schema.table_schema())?,
         );
-        let output = OutputMap::try_new(&projection, applied, &batch_schema, output_schema)?;
+        let output = OutputMap::try_new(&projection, schema, &needed, output_schema)?;
         let name = file.object_meta.location.as_ref();
         let metrics = ParquetFileMetrics::new(context.partition, name, &context.metrics);
         Ok(Some(Self {

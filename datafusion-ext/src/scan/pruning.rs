@@ -109,8 +109,8 @@ fn build(
         .build(Arc::clone(predicate))
 }
 
-/// Looks again at a row group when a dynamic filter has tightened since the file was opened.
-pub(crate) struct DynamicPruner {
+/// The predicate as statistics can answer it, rebuilt when a dynamic filter has tightened.
+pub(crate) struct Pruner {
     predicate: Arc<dyn PhysicalExpr>,
     schema: SchemaRef,
     metadata: Arc<ParquetMetaData>,
@@ -123,8 +123,8 @@ pub(crate) struct DynamicPruner {
     scratch: ParquetFileMetrics,
 }
 
-impl DynamicPruner {
-    /// `None` where the predicate can not change any more.
+impl Pruner {
+    /// `None` without a predicate.
     pub(crate) fn try_new(
         predicate: Option<&Arc<dyn PhysicalExpr>>,
         schema: &SchemaRef,
@@ -132,15 +132,11 @@ impl DynamicPruner {
         max_in_list_size: usize,
     ) -> Option<Self> {
         let predicate = predicate?;
-        let tracking = DynamicFilterTracking::classify(predicate);
-        if !matches!(tracking, DynamicFilterTracking::Watching(_)) {
-            return None;
-        }
         Some(Self {
             predicate: Arc::clone(predicate),
             schema: Arc::clone(schema),
             metadata: Arc::clone(metadata),
-            tracking,
+            tracking: DynamicFilterTracking::classify(predicate),
             pruning: None,
             built: false,
             max_in_list_size,
@@ -149,8 +145,8 @@ impl DynamicPruner {
         })
     }
 
-    /// Whether statistics prove that no row of the row group can pass the filter as it is now.
-    pub(crate) fn should_prune(&mut self, row_group: usize) -> bool {
+    /// The predicate as it is now; `None` where statistics say nothing about it.
+    pub(crate) fn current(&mut self) -> Option<&PruningPredicate> {
         let changed = self
             .tracking
             .watcher()
@@ -163,6 +159,16 @@ impl DynamicPruner {
                 &self.errors,
             );
             self.built = true;
+        }
+        self.pruning.as_deref()
+    }
+
+    /// Whether a filter that may have tightened since the file was opened, as it is now, has no
+    /// match in the row group by the file's statistics.
+    pub(crate) fn should_prune(&mut self, row_group: usize) -> bool {
+        if !matches!(self.tracking, DynamicFilterTracking::Watching(_)) || self.current().is_none()
+        {
+            return false;
         }
         let Some(pruning) = &self.pruning else {
             return false;

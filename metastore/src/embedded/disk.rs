@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::state::Durable;
+use super::state::{Durable, REVISION_EMPTY};
 use crate::error::{Error, Result};
 use crate::store::Entry;
 
@@ -96,7 +96,7 @@ impl Disk {
                 Some(found) => return Err(Failure::Format { found }),
             }
             cluster_id = read(META_CLUSTER_ID)?.map_or_else(draw_cluster_id, |id| id as u64);
-            revision = read(META_REVISION_CEILING)?.unwrap_or(1);
+            revision = read(META_REVISION_CEILING)?.unwrap_or(REVISION_EMPTY);
             self.ceiling = revision + REVISIONS_RESERVED;
             meta.insert(META_FORMAT, FORMAT)?;
             meta.insert(META_CLUSTER_ID, cluster_id as i64)?;

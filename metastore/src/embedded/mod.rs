@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use self::disk::Disk;
-use self::state::{Change, Decision, State};
+use self::state::{Change, Decision, REVISION_EMPTY, State};
 use crate::error::{Error, Result};
 use crate::store::{
     ClusterIdentity, Entry, LeaseId, Listing, Metastore, Txn, TxnOutcome, WatchEvent, WatchStream,
@@ -75,7 +75,13 @@ impl EmbeddedMetastore {
 
     /// [`EmbeddedMetastore::in_memory`] with other bounds.
     pub fn in_memory_with(options: EmbeddedOptions) -> Self {
-        Self::new(None, disk::draw_cluster_id(), 1, Vec::new(), options)
+        Self::new(
+            None,
+            disk::draw_cluster_id(),
+            REVISION_EMPTY,
+            Vec::new(),
+            options,
+        )
     }
 
     /// Opens or creates the store in `dir`. [`Error::Busy`] when another process has it open.
@@ -409,6 +415,23 @@ mod tests {
             Some(Err(Error::Compacted { .. }))
         ));
         assert!(events.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_new_store_has_its_whole_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = EmbeddedMetastore::open(dir.path()).unwrap();
+        for store in [EmbeddedMetastore::in_memory(), opened] {
+            let mut events = store.watch("", 1).await.unwrap();
+            store.txn(put("first")).await.unwrap();
+            store.txn(put("second")).await.unwrap();
+            for key in ["first", "second"] {
+                match events.next().await {
+                    Some(Ok(WatchEvent::Put(entry))) => assert_eq!(entry.key, key),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
     }
 
     #[tokio::test]

@@ -8,6 +8,9 @@ use tokio::time::Instant;
 use crate::error::{Error, Result};
 use crate::store::{Condition, Entry, LeaseId, Listing, Op, Txn, WatchEvent};
 
+/// The revision of a store that nothing was ever written to.
+pub(super) const REVISION_EMPTY: i64 = 1;
+
 /// A change that is decided but not yet applied: it can be written to disk first.
 #[derive(Debug)]
 pub(super) struct Change {
@@ -75,7 +78,13 @@ impl State {
                 bytes: 0,
                 events_max: events_max.max(1),
                 bytes_max,
-                compacted: revision,
+                // A new store has its whole past: there is none. Of one that was opened again, it
+                // went with the process before.
+                compacted: if revision == REVISION_EMPTY {
+                    0
+                } else {
+                    revision
+                },
             },
         }
     }

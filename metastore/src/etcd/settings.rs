@@ -105,7 +105,7 @@ impl EtcdSettings {
         let wrong = |key, reason: String| Error::Settings { key, reason };
         if self.timeout_ms == 0 {
             return Err(wrong(
-                "etcd.timeout_ms",
+                "etcd.timeout",
                 "is 0, expected at least 1".to_owned(),
             ));
         }
@@ -138,7 +138,7 @@ impl EtcdSettings {
             }
             if wants_tls && !tls {
                 let reason = format!(
-                    "`{given}` is plain HTTP, but etcd.ca_file or etcd.cert_file asks for TLS; use https://"
+                    "`{given}` is plain HTTP, but etcd.tls.ca or etcd.tls.cert asks for TLS; use https://"
                 );
                 return Err(wrong("etcd.hosts", reason));
             }
@@ -146,7 +146,7 @@ impl EtcdSettings {
                 let reason = format!(
                     "is not set, but `{given}` needs it; expected a PEM file with the authority of etcd's certificates"
                 );
-                return Err(wrong("etcd.ca_file", reason));
+                return Err(wrong("etcd.tls.ca", reason));
             }
             endpoints.push(format!("{}://{host}", if tls { "https" } else { "http" }));
         }
@@ -176,32 +176,32 @@ impl EtcdSettings {
         let Some(ca_file) = &self.ca_file else {
             return match self.cert_file.is_some() || self.key_file.is_some() {
                 true => Err(Error::Settings {
-                    key: "etcd.ca_file",
-                    reason: "is not set, but etcd.cert_file or etcd.key_file is".to_owned(),
+                    key: "etcd.tls.ca",
+                    reason: "is not set, but etcd.tls.cert or etcd.tls.key is".to_owned(),
                 }),
                 false => Ok(None),
             };
         };
-        let ca = Certificate::from_pem(read_pem("etcd.ca_file", ca_file)?);
+        let ca = Certificate::from_pem(read_pem("etcd.tls.ca", ca_file)?);
         let mut tls = TlsOptions::new().ca_certificate(ca);
         match (&self.cert_file, &self.key_file) {
             (Some(cert), Some(key)) => {
-                let cert = read_pem("etcd.cert_file", cert)?;
-                let key = read_pem("etcd.key_file", key)?;
+                let cert = read_pem("etcd.tls.cert", cert)?;
+                let key = read_pem("etcd.tls.key", key)?;
                 tls = tls.identity(Identity::from_pem(cert, key));
             }
             (None, None) => {}
             (Some(_), None) => {
-                let reason = "is not set, but etcd.cert_file is".to_owned();
+                let reason = "is not set, but etcd.tls.cert is".to_owned();
                 return Err(Error::Settings {
-                    key: "etcd.key_file",
+                    key: "etcd.tls.key",
                     reason,
                 });
             }
             (None, Some(_)) => {
-                let reason = "is not set, but etcd.key_file is".to_owned();
+                let reason = "is not set, but etcd.tls.key is".to_owned();
                 return Err(Error::Settings {
-                    key: "etcd.cert_file",
+                    key: "etcd.tls.cert",
                     reason,
                 });
             }
@@ -258,14 +258,14 @@ mod tests {
         );
         assert!(
             refused(EtcdSettings::new(["https://a:1"]))
-                .starts_with("setting etcd.ca_file: is not set")
+                .starts_with("setting etcd.tls.ca: is not set")
         );
         assert!(
             refused(EtcdSettings {
                 timeout_ms: 0,
                 ..EtcdSettings::new(["a:1"])
             })
-            .starts_with("setting etcd.timeout_ms: is 0")
+            .starts_with("setting etcd.timeout: is 0")
         );
     }
 
@@ -290,7 +290,7 @@ mod tests {
             ca_file: Some("/nowhere/ca.pem".into()),
             ..base()
         };
-        assert!(refused(missing).starts_with("setting etcd.ca_file: /nowhere/ca.pem: "));
+        assert!(refused(missing).starts_with("setting etcd.tls.ca: /nowhere/ca.pem: "));
         let plain = EtcdSettings {
             ca_file: Some("ca.pem".into()),
             ..EtcdSettings::new(["http://a:1"])

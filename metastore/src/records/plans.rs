@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{ATTEMPTS_MAX, Leadership, Records, contention, decode, decode_all, encode, unchanged};
 use crate::error::{Error, Result};
 use crate::keys::{self, Key};
-use crate::model::{CacheVersion, all_reported, split_table_version};
+use crate::model::{CacheVersion, PlanNotes, all_reported, split_table_version};
 use crate::plan::{PART_BYTES_MAX, PlanPart, WorkerPlan, join_plan, split_plan};
 use crate::store::{Entry, Op};
 
@@ -23,12 +23,26 @@ impl Records {
         plan: u64,
         workers: &BTreeMap<String, WorkerPlan>,
     ) -> Result<CacheVersion> {
+        let notes = PlanNotes::default();
+        self.write_plan_with(leadership, table_version, plan, workers, notes)
+            .await
+    }
+
+    /// [`Records::write_plan`] with what else is worth knowing of the plan.
+    pub async fn write_plan_with(
+        &self,
+        leadership: &Leadership,
+        table_version: &str,
+        plan: u64,
+        workers: &BTreeMap<String, WorkerPlan>,
+        notes: PlanNotes,
+    ) -> Result<CacheVersion> {
         let (table, version) = split_table_version(table_version)?;
         let mut pointer = CacheVersion {
             table_version: table_version.to_owned(),
             plan,
-            parts: BTreeMap::new(),
-            unloaded: false,
+            notes,
+            ..CacheVersion::default()
         };
         let mut ops = Vec::new();
         for (worker, whole) in workers {
@@ -57,8 +71,8 @@ impl Records {
         let pointer = CacheVersion {
             table_version: table_version.to_owned(),
             plan,
-            parts: BTreeMap::new(),
             unloaded: true,
+            ..CacheVersion::default()
         };
         self.write_pointer(leadership, pointer).await
     }

@@ -430,6 +430,20 @@ fn every_flipped_bit_of_an_index_is_a_miss_or_nothing() {
                 _ => misses += 1,
             }
         }
+        let wanted: Vec<Wanted> = chunks
+            .iter()
+            .filter_map(|(key, _)| {
+                let file = index.file(&key.file)?;
+                Some(want(file, key.row_group, key.column))
+            })
+            .collect();
+        let mut together = vec![];
+        index.lookup_many(&wanted, |found| together.push(found));
+        let single = wanted.iter();
+        let single: Vec<_> = single
+            .map(|wanted| index.lookup(wanted.file, wanted.row_group, wanted.column))
+            .collect();
+        assert_eq!(together, single, "bit {bit}");
         for (file, entry) in index.chunks() {
             let key = ChunkKey {
                 file: file.into(),

@@ -44,6 +44,25 @@ fn what_is_published_is_read_in_place() {
         assert_eq!(*chunk.slice(1..chunk.len()), content(key)[1..]);
         assert!(snapshot.lookup(file, 7, 0).is_none());
     }
+    // Together, more of them than are waited for at once, with absent ones between.
+    let many: Vec<Wanted> = keys
+        .iter()
+        .flat_map(|key| {
+            let file = snapshot.file(&key.file).unwrap();
+            [
+                want(file, key.row_group, key.column),
+                want(file, key.row_group + 100, key.column),
+            ]
+        })
+        .collect();
+    let mut found = vec![None; 3];
+    snapshot.lookup_many(&many, &mut found);
+    let single = |wanted: &Wanted| snapshot.lookup(wanted.file, wanted.row_group, wanted.column);
+    assert_eq!(found, many.iter().map(single).collect::<Vec<_>>());
+    assert_eq!(found.iter().flatten().count(), 40);
+    let nothing = CacheReader::open(scratch.path().join("nothing"));
+    nothing.snapshot().lookup_many(&many, &mut found);
+    assert_eq!(found, vec![None; 80]);
     assert_eq!(snapshot.file(b"another identity"), None);
     assert_eq!(snapshot.catalogs(), ["tpch.lineitem"]);
     assert_eq!(

@@ -110,6 +110,15 @@ pub(super) fn contents(sealed: &[&SealedSegment]) -> IndexContents {
     }
 }
 
+/// A chunk among many that are looked up together.
+pub(super) fn want(file: FileId, row_group: u32, column: u32) -> Wanted {
+    Wanted {
+        file,
+        row_group,
+        column,
+    }
+}
+
 /// What a reader gets for a key: bytes or a miss.
 pub(super) fn get(snapshot: &Snapshot, key: &ChunkKey) -> Result<ChunkBytes, Miss> {
     let file = snapshot.file(&key.file).ok_or(Miss::Absent)?;

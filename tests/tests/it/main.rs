@@ -1,6 +1,8 @@
 //! Hazards that cross crates and processes, in one binary: linking DataFusion is what costs.
 
+mod blocks;
 mod faults;
+mod neighbours;
 mod s3_server;
 mod scan;
 mod slt;

@@ -16,7 +16,6 @@ use stoa_tests::edges::{self, EdgeTable};
 use stoa_tests::scratch::CacheDirectory;
 use stoa_tests::tpch;
 
-static DBG: std::sync::OnceLock<Arc<Embedded>> = std::sync::OnceLock::new();
 /// A session as sqllogictest sees it.
 struct Session(SessionContext);
 
@@ -26,16 +25,9 @@ impl sqllogictest::AsyncDB for Session {
     type ColumnType = DefaultColumnType;
 
     async fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>, Self::Error> {
-        let n0 = DBG.get().map(|e| e.origin().counters().requests());
         let frame = self.0.sql(sql).await?;
         let columns = frame.schema().fields().len();
         let batches = frame.collect().await?;
-        if let Some(e) = DBG.get() {
-            let n = e.origin().counters().requests();
-            if Some(n) != n0 {
-                println!("ASKED {} {:?}", n - n0.unwrap(), sql);
-            }
-        }
         if columns == 0 {
             return Ok(DBOutput::StatementComplete(0));
         }
@@ -256,7 +248,6 @@ async fn the_cache_on_and_off_gives_the_expected_answers() {
     let (tables, cache) = (Tables::write(), Cache::start().await);
     cache.load(&tables, 1, |_| ()).await;
     let session = cache.session().await;
-    let _ = DBG.set(cache.embedded.clone());
     let asked = || cache.embedded.origin().counters().requests();
     let before = asked();
     check(&session, "on").await;

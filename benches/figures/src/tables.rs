@@ -1,0 +1,505 @@
+//! Markdown tables of documents, and the files that they are kept in.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::document::Document;
+use crate::stats::Interval;
+
+/// Which table of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Section {
+    /// A line a mode: memory and time.
+    Modes,
+    /// A line a query: milliseconds by mode.
+    Queries,
+    /// First execution in a new process.
+    FirstTouch,
+    /// First execution with nothing in memory.
+    Cold,
+    /// Several processes at once.
+    Processes,
+    /// What filling the cache costs.
+    Fill,
+}
+
+impl Section {
+    /// All of them, in the order of a report.
+    pub const ALL: [Section; 6] = [
+        Section::Modes,
+        Section::Queries,
+        Section::FirstTouch,
+        Section::Cold,
+        Section::Processes,
+        Section::Fill,
+    ];
+
+    /// As in markers: `<!-- stoa-bench tpch-1 modes -->`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Section::Modes => "modes",
+            Section::Queries => "queries",
+            Section::FirstTouch => "first-touch",
+            Section::Cold => "cold",
+            Section::Processes => "processes",
+            Section::Fill => "fill",
+        }
+    }
+
+    /// The section as Markdown; empty where the document has nothing of it.
+    pub fn markdown(self, document: &Document) -> String {
+        match self {
+            Section::Modes => modes(document),
+            Section::Queries => queries(document),
+            Section::FirstTouch => first_touch(document),
+            Section::Cold => cold(document),
+            Section::Processes => processes(document),
+            Section::Fill => fill(document),
+        }
+    }
+}
+
+/// All sections of a document that are not empty, under the document's title.
+pub fn report(document: &Document) -> String {
+    let mut text = format!("## {}\n", title(document));
+    for section in Section::ALL {
+        let table = section.markdown(document);
+        if !table.is_empty() {
+            let _ = write!(text, "\n{table}");
+        }
+    }
+    text
+}
+
+/// `TPC-H, scale 1`.
+pub fn title(document: &Document) -> String {
+    let suite = match document.suite.as_str() {
+        "tpch" => "TPC-H",
+        "clickbench" => "ClickBench's shape",
+        other => other,
+    };
+    format!("{suite}, scale {}", document.scale)
+}
+
+/// Replaces what lies between the markers of `text` by the tables of the documents.
+///
+/// A table stands between `<!-- stoa-bench tpch-1 modes -->` and `<!-- stoa-bench end -->`. Those of
+/// other data stay as they are.
+///
+/// # Errors
+/// If a marker names no section, or has no end.
+pub fn replace(text: &str, documents: &[Document]) -> Result<String, String> {
+    const BEGIN: &str = "<!-- stoa-bench ";
+    const END: &str = "<!-- stoa-bench end -->";
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(BEGIN) {
+        let head = start + BEGIN.len();
+        let close = rest[head..].find(" -->").map(|at| head + at);
+        let close = close.ok_or("a marker `<!-- stoa-bench` is not closed by ` -->`")?;
+        let marker = &rest[head..close];
+        let after = close + " -->".len();
+        let end = rest[after..].find(END).map(|at| after + at);
+        let end = end.ok_or_else(|| format!("no `{END}` behind the marker `{marker}`"))?;
+        let (id, name) = marker.split_once(' ').unwrap_or((marker, "modes"));
+        let section = Section::ALL
+            .into_iter()
+            .find(|section| section.name() == name);
+        let section = section.ok_or_else(|| {
+            let known = Section::ALL.map(Section::name).join(", ");
+            format!("marker `{marker}` names no table `{name}`; expected one of {known}")
+        })?;
+        out += &rest[..after];
+        // The last document wins, so that a table can be made of several runs, a part each.
+        let table = documents
+            .iter()
+            .filter(|document| document.id() == id)
+            .map(|document| section.markdown(document))
+            .rfind(|table| !table.is_empty());
+        match table {
+            Some(table) => {
+                let _ = write!(out, "\n{table}");
+            }
+            None => out += &rest[after..end],
+        }
+        out += END;
+        rest = &rest[end + END.len()..];
+    }
+    Ok(out + rest)
+}
+
+fn modes(document: &Document) -> String {
+    if document.queries.is_empty() {
+        return String::new();
+    }
+    let mut text = head(&[
+        "mode",
+        "memory MB",
+        "× Parquet",
+        "time ÷ MemTable",
+        "time ÷ Parquet",
+        "worst query ÷ best of the others",
+        "loaded in s",
+    ]);
+    for mode in &document.modes {
+        let Some(found) = document.summary.get(mode) else {
+            continue;
+        };
+        let worst = match (found.worst_vs_best, found.worst_vs_best_query) {
+            (Some(ratio), Some(query)) => {
+                let bounds = bounds(found.worst_vs_best_interval);
+                format!("{ratio:.2}{bounds} (q{query})")
+            }
+            _ => String::new(),
+        };
+        let loaded = match found.load_seconds {
+            0.0 => String::new(),
+            seconds => format!("{seconds:.1}"),
+        };
+        line(
+            &mut text,
+            &[
+                mode.clone(),
+                megabytes(found.bytes),
+                format!("{:.2}", found.bytes_vs_parquet),
+                ratio(
+                    found.geomean_vs_memtable,
+                    found.geomean_vs_memtable_interval,
+                ),
+                ratio(found.geomean_vs_parquet, found.geomean_vs_parquet_interval),
+                worst,
+                loaded,
+            ],
+        );
+    }
+    text
+}
+
+fn queries(document: &Document) -> String {
+    if document.queries.is_empty() {
+        return String::new();
+    }
+    let mut columns = vec!["query, ms".to_owned()];
+    columns.extend(document.modes.iter().cloned());
+    let mut text = head(&columns);
+    for (query, by_mode) in &document.queries {
+        let mut cells = vec![format!("q{query}")];
+        for mode in &document.modes {
+            cells.push(by_mode.get(mode).map_or_else(String::new, |figures| {
+                let against = figures.vs_best.filter(|_| mode.starts_with("stoa"));
+                let against = against.map_or_else(String::new, |r| format!(" ({:.2})", r.median));
+                format!("{:.1}{against}", figures.median_ms)
+            }));
+        }
+        line(&mut text, &cells);
+    }
+    let mut cells = vec!["geometric mean".to_owned()];
+    cells.extend(document.modes.iter().map(|mode| {
+        let found = document.summary.get(mode);
+        found.map_or_else(String::new, |found| format!("{:.1}", found.geomean_ms))
+    }));
+    line(&mut text, &cells);
+    let mut cells = vec!["memory MB".to_owned()];
+    cells.extend(document.modes.iter().map(|mode| {
+        let found = document.summary.get(mode);
+        found.map_or_else(String::new, |found| megabytes(found.bytes))
+    }));
+    line(&mut text, &cells);
+    text + "\nIn brackets: the time over the best of Parquet, Parquet with pushdown and MemTable.\n"
+}
+
+fn first_touch(document: &Document) -> String {
+    if document.first_touch.is_empty() {
+        return String::new();
+    }
+    let mut text = head(&[
+        "mode",
+        "pages",
+        "prefault",
+        "memory MB",
+        "first ÷ hot",
+        "worst query",
+        "attach ms",
+        "prefault ms",
+    ]);
+    for (mode, found) in &document.first_touch {
+        let worst = match (found.worst_query, found.worst_vs_hot) {
+            (Some(query), Some(ratio)) => format!("{} (q{query})", interval(Some(ratio))),
+            _ => String::new(),
+        };
+        line(
+            &mut text,
+            &[
+                mode_of(mode).to_owned(),
+                found.pages.clone(),
+                if found.prefault { "yes" } else { "no" }.to_owned(),
+                memory(document, mode_of(mode)),
+                interval(found.geomean_vs_hot),
+                worst,
+                format!("{:.1}", found.attach_ms),
+                format!("{:.1}", found.prefault_ms),
+            ],
+        );
+    }
+    text
+}
+
+fn cold(document: &Document) -> String {
+    if document.cold.is_empty() {
+        return String::new();
+    }
+    let mut text = head(&[
+        "mode, cold",
+        "memory MB",
+        "time ÷ Parquet",
+        "sum of medians, ms",
+    ]);
+    for (mode, found) in &document.cold {
+        line(
+            &mut text,
+            &[
+                mode.clone(),
+                memory(document, mode),
+                interval(found.geomean_vs_parquet),
+                format!("{:.0}", found.median_ms.values().sum::<f64>()),
+            ],
+        );
+    }
+    text
+}
+
+fn processes(document: &Document) -> String {
+    if document.processes.is_empty() {
+        return String::new();
+    }
+    let mut text = head(&[
+        "mode",
+        "processes",
+        "cores",
+        "passes a second, one",
+        "passes a second, all",
+        "all ÷ (one × cores)",
+        "shared memory MB, all (cache)",
+        "private memory MB, all",
+    ]);
+    for (mode, found) in &document.processes {
+        let private = found.pss_bytes.saturating_sub(found.pss_shared_bytes);
+        line(
+            &mut text,
+            &[
+                mode.clone(),
+                found.processes.to_string(),
+                found.cores.to_string(),
+                format!("{:.3}", found.alone_per_second),
+                format!("{:.3}", found.together_per_second),
+                interval(found.vs_alone_times_cores),
+                format!(
+                    "{} ({})",
+                    megabytes(found.pss_shared_bytes),
+                    megabytes(found.cache_bytes)
+                ),
+                megabytes(private),
+            ],
+        );
+    }
+    text
+}
+
+fn fill(document: &Document) -> String {
+    if document.fill.is_empty() {
+        return String::new();
+    }
+    let mut text = head(&[
+        "form",
+        "MB",
+        "× Parquet",
+        "decode alone, CPU ms",
+        "fill, CPU ms",
+        "pwrite, CPU ms",
+        "rate ÷ decode's",
+        "rate ÷ pwrite's",
+    ]);
+    for (form, found) in &document.fill {
+        line(
+            &mut text,
+            &[
+                form.clone(),
+                megabytes(found.bytes),
+                format!(
+                    "{:.2}",
+                    found.bytes as f64 / found.parquet_bytes.max(1) as f64
+                ),
+                format!("{:.0}", found.decode_ms),
+                format!("{:.0}", found.fill_ms),
+                format!("{:.0}", found.pwrite_ms),
+                interval(found.rate_vs_decode),
+                interval(found.rate_vs_pwrite),
+            ],
+        );
+    }
+    text
+}
+
+/// The mode of a key such as `stoa-packed, prefault`.
+fn mode_of(key: &str) -> &str {
+    key.split(',').next().unwrap_or(key)
+}
+
+fn memory(document: &Document, mode: &str) -> String {
+    let found = document.summary.get(mode);
+    found.map_or_else(String::new, |found| megabytes(found.bytes))
+}
+
+fn head<S: AsRef<str>>(columns: &[S]) -> String {
+    let mut text = String::new();
+    let names: Vec<String> = columns
+        .iter()
+        .map(|name| name.as_ref().to_owned())
+        .collect();
+    line(&mut text, &names);
+    // Figures to the right, names to the left.
+    let rule = names.iter().enumerate();
+    let rule: Vec<String> = rule
+        .map(|(i, _)| if i == 0 { "---" } else { "---:" }.to_owned())
+        .collect();
+    let _ = writeln!(text, "|{}|", rule.join("|"));
+    text
+}
+
+fn line(text: &mut String, cells: &[String]) {
+    let _ = writeln!(text, "| {} |", cells.join(" | "));
+}
+
+fn megabytes(bytes: u64) -> String {
+    let digits = (bytes / 1_000_000).to_string();
+    let mut grouped = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+fn interval(found: Option<Interval>) -> String {
+    found.map_or_else(String::new, |found| {
+        ratio(Some(found.median), Some([found.low, found.high]))
+    })
+}
+
+fn ratio(median: Option<f64>, interval: Option<[f64; 2]>) -> String {
+    median.map_or_else(String::new, |median| {
+        format!("{median:.2}{}", bounds(interval))
+    })
+}
+
+fn bounds(interval: Option<[f64; 2]>) -> String {
+    interval.map_or_else(String::new, |[low, high]| format!(" [{low:.2}, {high:.2}]"))
+}
+
+/// The geometric mean of a peer's speed-up over its own baseline, mode by mode of its document:
+/// what is compared where the baselines differ.
+pub fn speedups(document: &Document, baseline: &str) -> BTreeMap<String, f64> {
+    let base = document.summary.get(baseline).map(|base| base.geomean_ms);
+    let modes = document
+        .summary
+        .iter()
+        .filter(|(mode, _)| *mode != baseline);
+    modes
+        .filter_map(|(mode, found)| Some((mode.clone(), base? / found.geomean_ms)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{Processes, QueryFigures, Summary};
+
+    fn document() -> Document {
+        let figures = QueryFigures {
+            median_ms: 12.345,
+            vs_best: Some(Interval {
+                median: 0.5,
+                low: 0.4,
+                high: 0.6,
+            }),
+            ..QueryFigures::default()
+        };
+        let summary = Summary {
+            bytes: 1_783_000_000,
+            bytes_vs_parquet: 4.98,
+            geomean_ms: 12.345,
+            geomean_vs_memtable: Some(0.915),
+            geomean_vs_memtable_interval: Some([0.884, 0.97]),
+            ..Summary::default()
+        };
+        Document {
+            suite: "tpch".into(),
+            scale: 1.0,
+            modes: vec!["stoa-arrow".into()],
+            summary: BTreeMap::from([("stoa-arrow".into(), summary)]),
+            queries: BTreeMap::from([(6, BTreeMap::from([("stoa-arrow".into(), figures)]))]),
+            ..Document::default()
+        }
+    }
+
+    #[test]
+    fn tables_have_memory_beside_time() {
+        let text = report(&document());
+        assert!(text.starts_with("## TPC-H, scale 1\n"), "{text}");
+        let expected = "| stoa-arrow | 1,783 | 4.98 | 0.92 [0.88, 0.97] |  |  |  |\n";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("| q6 | 12.3 (0.50) |\n"), "{text}");
+        assert!(text.contains("| memory MB | 1,783 |\n"), "{text}");
+        assert!(
+            !text.contains("prefault"),
+            "nothing was measured of it: {text}"
+        );
+    }
+
+    #[test]
+    fn markers_are_filled_and_those_of_other_data_stay() {
+        let text = "a\n<!-- stoa-bench tpch-1 modes -->\nold\n<!-- stoa-bench end -->\nb\n\
+                    <!-- stoa-bench tpch-10 modes -->\nkept\n<!-- stoa-bench end -->\nc";
+        let found = replace(text, &[document()]).unwrap();
+        assert!(
+            found.starts_with("a\n<!-- stoa-bench tpch-1 modes -->\n| mode |"),
+            "{found}"
+        );
+        assert!(!found.contains("old"), "{found}");
+        let kept = "<!-- stoa-bench tpch-10 modes -->\nkept\n<!-- stoa-bench end -->\nc";
+        assert!(found.ends_with(kept), "{found}");
+        assert_eq!(replace(&found, &[document()]).unwrap(), found);
+    }
+
+    #[test]
+    fn a_wrong_marker_is_named() {
+        let wrong = "<!-- stoa-bench tpch-1 speed -->\n<!-- stoa-bench end -->";
+        let error = replace(wrong, &[]).unwrap_err();
+        assert!(
+            error.contains("no table `speed`; expected one of modes"),
+            "{error}"
+        );
+        let error = replace("<!-- stoa-bench tpch-1 modes -->", &[]).unwrap_err();
+        assert!(
+            error.contains("behind the marker `tpch-1 modes`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn one_copy_is_shown_beside_what_the_processes_hold() {
+        let mut document = document();
+        let processes = Processes {
+            pss_bytes: 3_000_000_000,
+            pss_shared_bytes: 1_800_000_000,
+            cache_bytes: 1_783_000_000,
+            ..Processes::of(4, 2, &[(1.0, 2.0)])
+        };
+        document.processes.insert("stoa-arrow".into(), processes);
+        let text = Section::Processes.markdown(&document);
+        let expected = "| 1.00 [1.00, 1.00] | 1,800 (1,783) | 1,200 |\n";
+        assert!(text.ends_with(expected), "{text}");
+    }
+}

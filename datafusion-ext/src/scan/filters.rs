@@ -1,0 +1,513 @@
+//! The predicate of a scan, conjunct by conjunct: what is applied to each block, and in which
+//! order.
+//!
+//! Where a `FilterExec` stays above the scan, all that is filtered here is filtered early, and
+//! nothing has to be: a conjunct that does not pay is left out. So is a dynamic filter, which
+//! never changes an answer. Only where the scan has promised to apply the predicate are static
+//! conjuncts required.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, Scalar};
+use arrow::buffer::BooleanBuffer;
+use arrow::compute::prep_null_mask_filter;
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use datafusion::common::cast::as_boolean_array;
+use datafusion::common::{Result, ScalarValue};
+use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{
+    BinaryExpr, Column, DynamicFilterPhysicalExpr, DynamicFilterTracking, InListExpr,
+    IsNotNullExpr, IsNullExpr, Literal,
+};
+use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns, split_conjunction};
+use datafusion::physical_expr_common::physical_expr::{
+    is_volatile, snapshot_generation, snapshot_physical_expr,
+};
+use stoa_forms::{Comparison, Operator as Compare, Prepared};
+
+use super::adaptive::{Observed, Stakes, Verdict};
+use super::row_group::CachedRowGroup;
+
+/// The longest list that is handed to a chunk as values; longer ones have a hash table already.
+const IN_VALUES_MAX: usize = 256;
+
+/// What operators above the scan do with a row that a dynamic filter would have removed: at least
+/// hash it, copy it to another partition, and look it up in vain.
+const DOWNSTREAM_NS: f64 = 25.0;
+
+/// What one conjunct has shown so far, shared by all files that a partition reads.
+pub(super) type Shown = Arc<Mutex<Observed>>;
+
+/// A partition's experience with the conjuncts of its predicate.
+#[derive(Debug, Default)]
+pub(crate) struct Experience {
+    /// By position of the conjunct, and of the part of a dynamic filter's current expression.
+    shown: Mutex<HashMap<(usize, usize), Shown>>,
+}
+
+impl Experience {
+    fn of(&self, conjunct: usize, part: usize, generation: u64) -> Shown {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = Arc::clone(shown.entry((conjunct, part)).or_default());
+        observed(&shown, |observed| observed.renew(generation));
+        shown
+    }
+}
+
+/// Looks at what a conjunct has shown.
+pub(super) fn observed<T>(shown: &Shown, look: impl FnOnce(&mut Observed) -> T) -> T {
+    // Counts stay meaningful whatever happened to another thread.
+    look(&mut shown.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// One conjunct as it is now.
+pub(super) struct Conjunct {
+    /// Over `schema`.
+    expr: Arc<dyn PhysicalExpr>,
+    schema: SchemaRef,
+    /// The columns of `schema`, by position among the needed columns.
+    pub(super) columns: Vec<usize>,
+    /// Leaving it out would change the answer.
+    pub(super) required: bool,
+    /// A `FilterExec` above applies it again.
+    pub(super) applied_again: bool,
+    /// What a chunk may evaluate on its own values, of a conjunct on one column.
+    comparison: Option<Comparison>,
+    /// That, ready for the chunk of the row group that is read.
+    pub(super) prepared: Option<Prepared>,
+    shown: Shown,
+}
+
+impl Conjunct {
+    /// The rows of which the conjunct is true, of `arrays` with `rows` rows each.
+    pub(super) fn evaluate(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<BooleanBuffer> {
+        evaluate(&self.expr, &self.schema, arrays, rows)
+    }
+
+    /// What is at stake for each row: `decode_ns` is what the columns of a row cost to decode and
+    /// `copy_ns` what it costs to copy them.
+    pub(super) fn stakes(&self, decode_ns: f64, copy_ns: f64) -> Stakes {
+        let above = if self.applied_again {
+            // The operator above spends about the same, unless the chunk was quicker.
+            let again = observed(&self.shown, |observed| observed.ns_a_row()).unwrap_or(1.0);
+            again.max(if self.prepared.is_some() { 1.0 } else { 0.0 })
+        } else {
+            DOWNSTREAM_NS
+        };
+        Stakes {
+            removed_ns: above + decode_ns,
+            kept_ns: copy_ns,
+        }
+    }
+
+    /// Whether to apply it to the next block.
+    pub(super) fn wanted(&self, stakes: Stakes) -> bool {
+        self.required || observed(&self.shown, |observed| observed.decide(stakes)) == Verdict::Apply
+    }
+
+    /// Adds one application that began at `since`.
+    pub(super) fn record(&self, rows_in: usize, kept: usize, since: Instant) {
+        let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        observed(&self.shown, |observed| {
+            observed.record(rows_in, kept, nanos)
+        });
+    }
+}
+
+fn evaluate(
+    expr: &Arc<dyn PhysicalExpr>,
+    schema: &SchemaRef,
+    arrays: Vec<ArrayRef>,
+    rows: usize,
+) -> Result<BooleanBuffer> {
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    let batch = RecordBatch::try_new_with_options(Arc::clone(schema), arrays, &options)?;
+    let result = expr.evaluate(&batch)?.into_array(rows)?;
+    let result: &BooleanArray = as_boolean_array(&result)?;
+    // A null in a predicate is no match.
+    Ok(match result.null_count() {
+        0 => result.values().clone(),
+        _ => prep_null_mask_filter(result).values().clone(),
+    })
+}
+
+/// The predicate of one file, followed as its dynamic filters tighten.
+pub(crate) struct Filters {
+    /// The conjuncts in terms of the file's decoded schema.
+    conjuncts: Vec<Arc<dyn PhysicalExpr>>,
+    file_schema: SchemaRef,
+    needed: Arc<[usize]>,
+    exact: bool,
+    experience: Arc<Experience>,
+    tracking: DynamicFilterTracking,
+    current: Vec<Conjunct>,
+    generation: u64,
+}
+
+impl Filters {
+    /// The filters of a scan of the columns `needed` of a file.
+    ///
+    /// With `exact`, every row that is handed on matches the predicate's static conjuncts;
+    /// without, some filter above sees to that.
+    ///
+    /// # Errors
+    /// If the predicate is not about the file's schema.
+    pub(crate) fn try_new(
+        predicate: Option<&Arc<dyn PhysicalExpr>>,
+        file_schema: &SchemaRef,
+        needed: &Arc<[usize]>,
+        exact: bool,
+        experience: &Arc<Experience>,
+    ) -> Result<Self> {
+        let conjuncts: Vec<_> = predicate
+            .map(|predicate| split_conjunction(predicate).into_iter().cloned().collect())
+            .unwrap_or_default();
+        // Watched before it is read, so that no change is lost in between.
+        let tracking = match predicate {
+            Some(predicate) => DynamicFilterTracking::classify(predicate),
+            None => DynamicFilterTracking::Static,
+        };
+        let mut filters = Self {
+            conjuncts,
+            file_schema: Arc::clone(file_schema),
+            needed: Arc::clone(needed),
+            exact,
+            experience: Arc::clone(experience),
+            tracking,
+            current: vec![],
+            generation: 0,
+        };
+        filters.read()?;
+        Ok(filters)
+    }
+
+    /// Takes over what dynamic filters have become; whether anything changed.
+    ///
+    /// # Errors
+    /// If a dynamic filter has become something that is not about the file's schema.
+    pub(crate) fn follow(&mut self) -> Result<bool> {
+        let changed = self
+            .tracking
+            .watcher()
+            .is_some_and(|tracker| tracker.changed());
+        if changed {
+            self.generation += 1;
+            self.read()?;
+        }
+        Ok(changed)
+    }
+
+    /// Makes the conjuncts ready for the chunks of a row group.
+    pub(super) fn prepare(&mut self, group: &CachedRowGroup) {
+        for conjunct in &mut self.current {
+            conjunct.prepared = match (&conjunct.comparison, conjunct.columns.as_slice()) {
+                (Some(comparison), [column]) => group
+                    .chunk(*column)
+                    .and_then(|chunk| chunk.prepare(comparison)),
+                _ => None,
+            };
+        }
+    }
+
+    /// The conjuncts as they are now, those first that should be applied first.
+    pub(super) fn current(&mut self) -> &[Conjunct] {
+        let exact = self.exact;
+        // Required ones keep their order among each other: a later one may fail on rows that an
+        // earlier one removes.
+        let mut optional_first: Vec<(f64, Conjunct)> = vec![];
+        let mut required = vec![];
+        for conjunct in self.current.drain(..) {
+            if conjunct.required {
+                required.push(conjunct);
+            } else {
+                let rank = observed(&conjunct.shown, |observed| observed.rank());
+                optional_first.push((rank, conjunct));
+            }
+        }
+        optional_first.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let optional = optional_first.into_iter().map(|(_, conjunct)| conjunct);
+        self.current = if exact {
+            required.into_iter().chain(optional).collect()
+        } else {
+            optional.collect()
+        };
+        &self.current
+    }
+
+    fn read(&mut self) -> Result<()> {
+        self.current.clear();
+        for (position, expr) in self.conjuncts.iter().enumerate() {
+            let (now, dynamic) = match expr.downcast_ref::<DynamicFilterPhysicalExpr>() {
+                Some(filter) => (filter.current()?, true),
+                None if DynamicFilterTracking::classify(expr).contains_dynamic_filter() => {
+                    (snapshot_physical_expr(Arc::clone(expr))?, false)
+                }
+                None => (Arc::clone(expr), false),
+            };
+            let generation = snapshot_generation(expr);
+            for (part, conjunct) in split_conjunction(&now).into_iter().enumerate() {
+                let required = self.exact && !dynamic;
+                if !required && (is_always_true(conjunct) || is_volatile(conjunct)) {
+                    continue;
+                }
+                let Some((expr, schema, columns)) = self.over_needed(conjunct)? else {
+                    continue;
+                };
+                let comparison = match schema.fields().as_ref() {
+                    [field] if !is_volatile(&expr) => {
+                        Some(comparison(&expr, &schema, field.data_type()))
+                    }
+                    _ => None,
+                };
+                self.current.push(Conjunct {
+                    expr,
+                    schema,
+                    columns,
+                    required,
+                    applied_again: !dynamic && !self.exact,
+                    comparison,
+                    prepared: None,
+                    shown: self.experience.of(position, part, generation),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A conjunct over a schema of its own columns, with their positions among the needed ones;
+    /// `None` if one of them is not read.
+    #[expect(
+        clippy::type_complexity,
+        reason = "three values of one thing, used once"
+    )]
+    fn over_needed(
+        &self,
+        conjunct: &Arc<dyn PhysicalExpr>,
+    ) -> Result<Option<(Arc<dyn PhysicalExpr>, SchemaRef, Vec<usize>)>> {
+        let mut file_columns: Vec<usize> = collect_columns(conjunct)
+            .iter()
+            .map(Column::index)
+            .collect();
+        file_columns.sort_unstable();
+        let positions: Option<Vec<usize>> = file_columns
+            .iter()
+            .map(|column| self.needed.iter().position(|needed| needed == column))
+            .collect();
+        let Some(columns) = positions else {
+            return Ok(None);
+        };
+        // A dictionary of values that are never null may still be asked about null.
+        let fields = file_columns
+            .iter()
+            .map(|column| self.file_schema.field(*column).clone().with_nullable(true));
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        let expr = reassign_expr_columns(Arc::clone(conjunct), &schema)?;
+        Ok(Some((expr, schema, columns)))
+    }
+}
+
+fn is_always_true(expr: &Arc<dyn PhysicalExpr>) -> bool {
+    let literal = expr.downcast_ref::<Literal>();
+    literal.is_some_and(|literal| literal.value() == &ScalarValue::Boolean(Some(true)))
+}
+
+/// A predicate on one column as chunks know it: by its values where it is simple, else as a
+/// function that a chunk may call on its distinct values.
+fn comparison(expr: &Arc<dyn PhysicalExpr>, schema: &SchemaRef, of: &DataType) -> Comparison {
+    simple(expr, of).unwrap_or_else(|| {
+        let (expr, schema) = (Arc::clone(expr), Arc::clone(schema));
+        Comparison::OnDictionary(Arc::new(move |values: &ArrayRef| {
+            let rows = values.len();
+            let matches = evaluate(&expr, &schema, vec![Arc::clone(values)], rows).ok()?;
+            Some(BooleanArray::new(matches, None))
+        }))
+    })
+}
+
+fn simple(expr: &Arc<dyn PhysicalExpr>, of: &DataType) -> Option<Comparison> {
+    if let Some(is_null) = expr.downcast_ref::<IsNullExpr>() {
+        is_null.arg().downcast_ref::<Column>()?;
+        return Some(Comparison::IsNull);
+    }
+    if let Some(is_not_null) = expr.downcast_ref::<IsNotNullExpr>() {
+        is_not_null.arg().downcast_ref::<Column>()?;
+        return Some(Comparison::IsNotNull);
+    }
+    if let Some(list) = expr.downcast_ref::<InListExpr>() {
+        list.expr().downcast_ref::<Column>()?;
+        if list.negated() || list.list().is_empty() || list.list().len() > IN_VALUES_MAX {
+            return None;
+        }
+        let values = list.list().iter().map(|value| literal_of(value, of));
+        let values = ScalarValue::iter_to_array(values.collect::<Option<Vec<_>>>()?).ok()?;
+        return Some(Comparison::In { values });
+    }
+    let binary = expr.downcast_ref::<BinaryExpr>()?;
+    let (op, value) = if binary.left().downcast_ref::<Column>().is_some() {
+        (*binary.op(), literal_of(binary.right(), of)?)
+    } else {
+        binary.right().downcast_ref::<Column>()?;
+        (binary.op().swap()?, literal_of(binary.left(), of)?)
+    };
+    let op = match op {
+        Operator::Eq => Compare::Eq,
+        Operator::NotEq => Compare::NotEq,
+        Operator::Lt => Compare::Lt,
+        Operator::LtEq => Compare::LtEq,
+        Operator::Gt => Compare::Gt,
+        Operator::GtEq => Compare::GtEq,
+        _ => return None,
+    };
+    let value = Scalar::new(value.to_array_of_size(1).ok()?);
+    Some(Comparison::Compare { op, value })
+}
+
+/// The value of a literal of exactly the column's type.
+fn literal_of(expr: &Arc<dyn PhysicalExpr>, of: &DataType) -> Option<ScalarValue> {
+    let value = expr.downcast_ref::<Literal>()?.value();
+    (&value.data_type() == of).then(|| value.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{AsArray, Int32Array, StringViewArray};
+    use arrow::datatypes::Field;
+    use datafusion::physical_expr::expressions::{binary, col, in_list, lit};
+
+    fn schema() -> SchemaRef {
+        Arc::new(Schema::new(vec![
+            Field::new("a", DataType::Int32, false),
+            Field::new("b", DataType::Utf8View, true),
+            Field::new("c", DataType::Int32, true),
+        ]))
+    }
+
+    fn compare(column: &str, op: Operator, value: ScalarValue) -> Arc<dyn PhysicalExpr> {
+        let schema = schema();
+        binary(col(column, &schema).unwrap(), op, lit(value), &schema).unwrap()
+    }
+
+    fn filters(predicate: &Arc<dyn PhysicalExpr>, needed: &[usize], exact: bool) -> Filters {
+        let needed: Arc<[usize]> = needed.into();
+        Filters::try_new(
+            Some(predicate),
+            &schema(),
+            &needed,
+            exact,
+            &Arc::new(Experience::default()),
+        )
+        .unwrap()
+    }
+
+    fn and(left: Arc<dyn PhysicalExpr>, right: Arc<dyn PhysicalExpr>) -> Arc<dyn PhysicalExpr> {
+        binary(left, Operator::And, right, &schema()).unwrap()
+    }
+
+    #[test]
+    fn conjuncts_are_told_apart_and_know_their_columns() {
+        let b = ScalarValue::Utf8View(Some("x".to_owned()));
+        let predicate = and(
+            compare("c", Operator::Lt, 5i32.into()),
+            and(
+                compare("b", Operator::Eq, b),
+                compare("a", Operator::GtEq, 1i32.into()),
+            ),
+        );
+        // Column 0 is not read: its conjunct is left to whoever promised to apply it.
+        let mut filters = filters(&predicate, &[1, 2], false);
+        let current = filters.current();
+        let columns: Vec<_> = current.iter().map(|c| c.columns.clone()).collect();
+        assert_eq!(columns, [vec![1], vec![0]]);
+        assert!(current.iter().all(|c| !c.required && c.applied_again));
+        let Some(Comparison::Compare { op, .. }) = &current[0].comparison else {
+            panic!("c < 5 is a comparison")
+        };
+        assert_eq!(*op, Compare::Lt);
+        let values: ArrayRef = Arc::new(Int32Array::from(vec![Some(1), None, Some(9)]));
+        let kept = current[0].evaluate(vec![values], 3).unwrap();
+        assert_eq!(kept.iter().collect::<Vec<_>>(), [true, false, false]);
+    }
+
+    #[test]
+    fn swapped_comparisons_and_lists_are_recognised() {
+        let schema = schema();
+        let swapped = binary(lit(5i32), Operator::Lt, col("a", &schema).unwrap(), &schema).unwrap();
+        let Some(Comparison::Compare { op, value }) = simple(&swapped, &DataType::Int32) else {
+            panic!("5 < a")
+        };
+        assert_eq!(op, Compare::Gt);
+        assert_eq!(
+            value
+                .into_inner()
+                .as_primitive::<arrow::datatypes::Int32Type>()
+                .value(0),
+            5
+        );
+        let list = |negated| {
+            let values = vec![lit(1i32), lit(ScalarValue::Int32(None)), lit(3i32)];
+            in_list(col("a", &schema).unwrap(), values, &negated, &schema).unwrap()
+        };
+        let Some(Comparison::In { values }) = simple(&list(false), &DataType::Int32) else {
+            panic!("a in (1, null, 3)")
+        };
+        assert_eq!((values.len(), values.null_count()), (3, 1));
+        assert!(simple(&list(true), &DataType::Int32).is_none());
+        // A literal of another type compares by other rules.
+        assert!(simple(&swapped, &DataType::Int64).is_none());
+    }
+
+    #[test]
+    fn what_is_not_simple_is_a_function_of_distinct_values() {
+        let schema = schema();
+        let like = datafusion::physical_expr::expressions::like(
+            false,
+            false,
+            col("b", &schema).unwrap(),
+            lit(ScalarValue::Utf8View(Some("%z%".to_owned()))),
+            &schema,
+        )
+        .unwrap();
+        let mut filters = filters(&like, &[1], false);
+        let Some(Comparison::OnDictionary(of)) = &filters.current()[0].comparison else {
+            panic!("LIKE is no simple comparison")
+        };
+        let values: ArrayRef = Arc::new(StringViewArray::from(vec![Some("azb"), None, Some("b")]));
+        let matches = of(&values).unwrap();
+        assert_eq!(matches.null_count(), 0);
+        assert_eq!(
+            matches.values().iter().collect::<Vec<_>>(),
+            [true, false, false]
+        );
+    }
+
+    #[test]
+    fn dynamic_filters_are_followed_and_never_required() {
+        let schema = schema();
+        let column = col("a", &schema).unwrap();
+        let dynamic = Arc::new(DynamicFilterPhysicalExpr::new(
+            vec![Arc::clone(&column)],
+            lit(true),
+        ));
+        let predicate = and(
+            compare("c", Operator::Lt, 5i32.into()),
+            Arc::clone(&dynamic) as _,
+        );
+        let mut filters = filters(&predicate, &[0, 2], true);
+        assert_eq!(filters.current().len(), 1, "true filters nothing");
+        assert!(filters.current()[0].required);
+        assert!(!filters.follow().unwrap());
+        let bounds = and(
+            compare("a", Operator::GtEq, 3i32.into()),
+            compare("a", Operator::LtEq, 4i32.into()),
+        );
+        dynamic.update(bounds).unwrap();
+        assert!(filters.follow().unwrap());
+        let required: Vec<bool> = filters.current().iter().map(|c| c.required).collect();
+        assert_eq!(required, [true, false, false]);
+        assert!(!filters.follow().unwrap());
+    }
+}
