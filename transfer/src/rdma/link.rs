@@ -126,8 +126,8 @@ impl Rdma {
         let requests = device.domain.limits().requests.min(REQUESTS_MAX);
         let queue = CompletionQueue::new(&device.domain, requests).map_err(failed)?;
         let notices = queue.clone().watch().map_err(failed)?;
-        let connection = Connection::new(id, device.domain.clone(), queue, requests)
-            .map_err(failed)?;
+        let connection =
+            Connection::new(id, device.domain.clone(), queue, requests).map_err(failed)?;
         connection.connect(private_data).map_err(failed)?;
         events.wait_for(EventKind::Established).await?;
         Ok(Connected {
@@ -161,10 +161,12 @@ impl Transport for Rdma {
             )
             .await;
         let opened = match opened {
-            Ok(body) => wire::parse_open_answer(&body).map_err(|error| TransferError::Protocol {
-                peer: address.to_string(),
-                reason: error.to_string(),
-            })?,
+            Ok(body) => {
+                wire::parse_open_answer(&body).map_err(|error| TransferError::Protocol {
+                    peer: address.to_string(),
+                    reason: error.to_string(),
+                })?
+            }
             Err(error) => {
                 if let TransferError::Refused { refusal, .. } = &error
                     && refusal.kind == RefusalKind::UnknownMethod
@@ -184,12 +186,7 @@ impl Transport for Rdma {
             host.set_port(opened.port);
             match self.connect_device(host, &private_data).await {
                 Ok(connected) => {
-                    return Ok(RdmaLink::start(
-                        address,
-                        control,
-                        opened.session,
-                        connected,
-                    ));
+                    return Ok(RdmaLink::start(address, control, opened.session, connected));
                 }
                 Err(reason) => reasons.push(format!("{host}: {reason}")),
             }
@@ -218,11 +215,7 @@ impl Events {
     /// The next event.
     async fn next(&self) -> Result<Event, String> {
         loop {
-            if let Some(event) = self
-                .channel()
-                .next()
-                .map_err(|error| error.to_string())?
-            {
+            if let Some(event) = self.channel().next().map_err(|error| error.to_string())? {
                 return Ok(event);
             }
             let mut guard = self
@@ -753,7 +746,10 @@ impl Engine {
             return Err(reason);
         }
         let Some(number) = self.requests.remove(&completion.number) else {
-            return Err(format!("completion of an unknown request {}", completion.number));
+            return Err(format!(
+                "completion of an unknown request {}",
+                completion.number
+            ));
         };
         let Some(running) = self.running.get_mut(&number) else {
             return Err(format!("completion of an unknown read {number}"));
@@ -778,7 +774,11 @@ impl Engine {
     /// Ends everything. What was not answered is the next path's.
     fn end(mut self, reason: &str, commands: &mut mpsc::UnboundedReceiver<Command>) {
         locked(&self.state.closed).get_or_insert_with(|| reason.to_string());
-        tracing::debug!(peer = self.state.peer, reason, "a connection over RDMA ended");
+        tracing::debug!(
+            peer = self.state.peer,
+            reason,
+            "a connection over RDMA ended"
+        );
         commands.close();
         while let Ok(command) = commands.try_recv() {
             if let Command::Submit(reads, sender) = command {

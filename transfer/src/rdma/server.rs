@@ -227,12 +227,18 @@ impl State {
         tracing::debug!(event = event.describe(), "a connection over RDMA ended");
         let ended = locked(&self.sessions).remove_connection(event.id);
         if event.kind == EventKind::DeviceRemoval {
-            let device = ended.as_ref().and_then(|session| session.connection.as_ref());
+            let device = ended
+                .as_ref()
+                .and_then(|session| session.connection.as_ref());
             let lost = device.map(|(_, device)| device.anchor);
             locked(&self.devices)
                 .retain(|_, device| device.anchor != event.id && Some(device.anchor) != lost);
         }
-        if let Some(Session { connection: Some((connection, _)), .. }) = &ended {
+        if let Some(Session {
+            connection: Some((connection, _)),
+            ..
+        }) = &ended
+        {
             connection.disconnect();
         }
     }
@@ -288,8 +294,7 @@ impl State {
         let now = Instant::now();
         let mut sessions = locked(&self.sessions);
         let old = |session: &Session| {
-            let unconnected =
-                session.connection.is_none() && now - session.opened > TOKEN_TIMEOUT;
+            let unconnected = session.connection.is_none() && now - session.opened > TOKEN_TIMEOUT;
             let unheld = session
                 .unheld_since
                 .is_some_and(|since| now - since > UNHELD_TIMEOUT);
@@ -481,10 +486,7 @@ impl RdmaServer {
         let (number, _) = wire::parse_session_request(body).map_err(protocol)?;
         let mut holder = {
             let mut sessions = locked(&self.state.sessions);
-            let session = sessions
-                .by_number
-                .get_mut(&number)
-                .ok_or_else(no_session)?;
+            let session = sessions.by_number.get_mut(&number).ok_or_else(no_session)?;
             let noticed = session.noticed.take().ok_or_else(no_session)?;
             session.unheld_since = None;
             Holder {

@@ -87,7 +87,9 @@ struct Nothing;
 
 impl SegmentSource for Nothing {
     fn open(&self, key: SegmentKey) -> crate::error::Result<Segment, Refusal> {
-        Err(Refusal::failed(format!("{key} came over the transport below")))
+        Err(Refusal::failed(format!(
+            "{key} came over the transport below"
+        )))
     }
 }
 
@@ -254,7 +256,12 @@ async fn a_device_brings_reads_of_every_size() {
         let start = read.offset as usize;
         let expected = &truth(read.segment.segment, BYTES)[start..start + block.len()];
         assert!(*block == *expected, "{read:?} brought other bytes");
-        assert!(block.as_ptr().addr().is_multiple_of(crate::memory::BLOCK_ALIGN));
+        assert!(
+            block
+                .as_ptr()
+                .addr()
+                .is_multiple_of(crate::memory::BLOCK_ALIGN)
+        );
     }
     assert_eq!(pair.setup.server.registered_bytes(), 3 * BYTES as u64);
     let path = pair.path(TransportKind::Rdma);
@@ -298,7 +305,10 @@ async fn reads_without_checksum_or_memory_take_the_transport_below() {
     for outcome in pair.read(vec![checked, unchecked]).await {
         assert!(*outcome.unwrap() == **truth(1, BYTES));
     }
-    assert!(pair.setup.server.registered_bytes() > 0, "the segment was granted");
+    assert!(
+        pair.setup.server.registered_bytes() > 0,
+        "the segment was granted"
+    );
 }
 
 /// What the server refuses over TCP it refuses here, with the same kind: the caller looks up again
@@ -321,10 +331,7 @@ async fn refusals_are_those_of_the_other_transports() {
         segment: key(INCARNATION + 1, 1),
         ..good
     };
-    let behind = Read {
-        offset: 1,
-        ..good
-    };
+    let behind = Read { offset: 1, ..good };
     let overflowing = Read {
         offset: u64::MAX,
         ..good
@@ -342,7 +349,11 @@ async fn refusals_are_those_of_the_other_transports() {
         assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }
-    assert!(outcomes[4].is_ok(), "the connection goes on: {:?}", outcomes[4]);
+    assert!(
+        outcomes[4].is_ok(),
+        "the connection goes on: {:?}",
+        outcomes[4]
+    );
     assert_eq!(pair.path(TransportKind::Rdma).connections, 1);
 }
 
@@ -411,7 +422,10 @@ async fn nothing_is_read_behind_a_segment() {
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} does not come");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{what} does not come"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -465,7 +479,10 @@ async fn a_revoked_region_cannot_be_read() {
     let (_, outcome) = link.submit(reads.clone(), soon()).next().await.unwrap();
     let error = outcome.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
-    assert!(error.to_string().contains("completion status 10"), "{error}");
+    assert!(
+        error.to_string().contains("completion status 10"),
+        "{error}"
+    );
     assert!(link.is_closed());
     let (_, outcome) = link.submit(reads.clone(), soon()).next().await.unwrap();
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Closed);
@@ -487,11 +504,7 @@ async fn a_connection_needs_a_token_and_a_token_is_good_once() {
     };
     let rdma = Rdma::new(settings(), Arc::new(InProcess::default())).unwrap();
     let open = Bytes::copy_from_slice(&wire::open_request());
-    let answer = pair
-        .setup
-        .call(&me, wire::METHOD_OPEN, open)
-        .await
-        .unwrap();
+    let answer = pair.setup.call(&me, wire::METHOD_OPEN, open).await.unwrap();
     let answer = wire::parse_open_answer(&answer).unwrap();
     let host = std::net::SocketAddr::new(address(), answer.port);
 
@@ -550,7 +563,10 @@ async fn a_peer_without_rdma_is_read_over_the_transport_below() {
     let paths = client.paths();
     assert_eq!(paths[0].transport, TransportKind::InProcess);
     assert_eq!(paths[0].reads, 2);
-    assert!(paths[1].last_error.as_ref().unwrap().contains("no method"), "{paths:?}");
+    assert!(
+        paths[1].last_error.as_ref().unwrap().contains("no method"),
+        "{paths:?}"
+    );
 }
 
 /// Of two addresses the first leads nowhere over RDMA: the second one does.
@@ -814,7 +830,11 @@ fn tell(client: &Client) {
 async fn wait_for_peer(client: &Client, peer: &PeerAddress) {
     let start = Instant::now();
     loop {
-        let batch = client.submit(peer, pair_reads(1, 4096), Instant::now() + Duration::from_secs(2));
+        let batch = client.submit(
+            peer,
+            pair_reads(1, 4096),
+            Instant::now() + Duration::from_secs(2),
+        );
         match batch.into_vec().await.remove(0) {
             Ok(_) => return,
             Err(error) => assert!(start.elapsed() < Duration::from_secs(120), "{error}"),
@@ -842,7 +862,17 @@ async fn between_hosts_1_reads_arrive() {
     let mut count = 0;
     for loss in [false, true] {
         if loss {
-            run(&["/usr/bin/tc", "qdisc", "add", "dev", "eth0", "root", "netem", "loss", "0.5%"]);
+            run(&[
+                "/usr/bin/tc",
+                "qdisc",
+                "add",
+                "dev",
+                "eth0",
+                "root",
+                "netem",
+                "loss",
+                "0.5%",
+            ]);
         }
         for (reads, length) in [(400, 4096), (24, 1 << 20)] {
             let batch = client.submit(
@@ -859,7 +889,9 @@ async fn between_hosts_1_reads_arrive() {
     run(&["/usr/bin/tc", "qdisc", "del", "dev", "eth0", "root"]);
     tell(&client);
     let paths = client.paths();
-    let rdma = paths.iter().find(|path| path.transport == TransportKind::Rdma);
+    let rdma = paths
+        .iter()
+        .find(|path| path.transport == TransportKind::Rdma);
     assert_eq!(rdma.unwrap().reads, count, "{paths:?}");
 }
 
@@ -883,9 +915,9 @@ async fn between_hosts_2_a_cut_wire_costs_no_read() {
     assert_eq!(arrived, reads.len());
     tell(&client);
     let paths = client.paths();
-    let second = paths.iter().find(|path| {
-        path.transport == TransportKind::Rdma && path.address.starts_with("10.9.1.1")
-    });
+    let second = paths
+        .iter()
+        .find(|path| path.transport == TransportKind::Rdma && path.address.starts_with("10.9.1.1"));
     assert!(second.unwrap().reads > 0, "{paths:?}");
 }
 
@@ -907,12 +939,18 @@ async fn between_hosts_3_a_dead_peer_ends_its_reads() {
     while let Some((_, outcome)) = batch.next().await {
         if let Err(error) = outcome {
             let kind = error.kind();
-            assert!(matches!(kind, ErrorKind::Closed | ErrorKind::Unreachable), "{error}");
+            assert!(
+                matches!(kind, ErrorKind::Closed | ErrorKind::Unreachable),
+                "{error}"
+            );
             failed += 1;
         }
     }
     tell(&client);
-    println!("{failed} reads ended {:?} after the peer's death", killed.elapsed());
+    println!(
+        "{failed} reads ended {:?} after the peer's death",
+        killed.elapsed()
+    );
     assert!(failed > 0);
     assert!(killed.elapsed() < Duration::from_secs(20));
     assert_eq!(first.len(), 1 << 20);

@@ -366,9 +366,8 @@ impl CmId {
         let address = SockAddr::from(address);
         // SAFETY: the id lives; the address is valid for reading during the call, which does not
         // write to it (the parameter lacks `const` in C).
-        let result = unsafe {
-            sys::rdma_bind_addr(self.raw.as_ptr(), address.as_ptr().cast_mut().cast())
-        };
+        let result =
+            unsafe { sys::rdma_bind_addr(self.raw.as_ptr(), address.as_ptr().cast_mut().cast()) };
         check("rdma_bind_addr", result)?;
         // SAFETY: the id lives and is bound.
         check("rdma_listen", unsafe {
@@ -523,14 +522,8 @@ impl ProtectionDomain {
     ) -> Result<Registration> {
         // SAFETY: the domain lives. The kernel checks that the range is mapped, and pins its pages:
         // they stay what they are even if the mapping goes away.
-        let raw = unsafe {
-            sys::ibv_reg_mr(
-                self.raw.as_ptr(),
-                address,
-                length,
-                access.0.cast_signed(),
-            )
-        };
+        let raw =
+            unsafe { sys::ibv_reg_mr(self.raw.as_ptr(), address, length, access.0.cast_signed()) };
         Ok(Registration {
             raw: NonNull::new(raw).ok_or_else(|| last("ibv_reg_mr"))?,
             _domain: Arc::clone(self),
@@ -623,7 +616,9 @@ impl SharedSegment {
             .read(true)
             .write(true)
             .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-            .map_err(failed("opening a segment for registration (it needs mode 0640)"))?;
+            .map_err(failed(
+                "opening a segment for registration (it needs mode 0640)",
+            ))?;
         let map = MmapOptions::new()
             .len(segment.bytes().len())
             .map_raw(&writable)
@@ -808,9 +803,8 @@ impl CompletionQueue {
         let entries = c_int::try_from(entries).unwrap_or(c_int::MAX);
         // SAFETY: the context and the channel are of the same device and live; no context is
         // needed for the events, and vector 0 always exists.
-        let raw = unsafe {
-            sys::ibv_create_cq(context, entries, ptr::null_mut(), channel.as_ptr(), 0)
-        };
+        let raw =
+            unsafe { sys::ibv_create_cq(context, entries, ptr::null_mut(), channel.as_ptr(), 0) };
         let Some(raw) = NonNull::new(raw) else {
             let error = last("ibv_create_cq");
             // SAFETY: made above, destroyed once, used by nothing.
@@ -944,9 +938,8 @@ impl Connection {
         attributes.cap.max_send_sge = 1;
         attributes.cap.max_recv_sge = 1;
         // SAFETY: id, domain and queue live; the library checks that they are of one device.
-        let result = unsafe {
-            sys::rdma_create_qp(id.raw.as_ptr(), domain.raw.as_ptr(), &mut attributes)
-        };
+        let result =
+            unsafe { sys::rdma_create_qp(id.raw.as_ptr(), domain.raw.as_ptr(), &mut attributes) };
         check("rdma_create_qp", result)?;
         Ok(Self {
             outstanding: HashMap::new(),
@@ -1041,9 +1034,8 @@ impl Connection {
         // read during the call only. The memory that the device will write to stays, and is seen by
         // nobody, until the completion was polled or the queue pair is destroyed: the share of
         // `landing` in `outstanding` lives until then.
-        let result = unsafe {
-            sys::ibv_post_send(self.id.raw.as_ref().qp, &mut request, &mut refused)
-        };
+        let result =
+            unsafe { sys::ibv_post_send(self.id.raw.as_ref().qp, &mut request, &mut refused) };
         if result != 0 {
             return Err(code("ibv_post_send", result));
         }
@@ -1107,7 +1099,10 @@ mod tests {
     fn too_little_memory_to_lock_says_what_to_raise() {
         let error = code("ibv_reg_mr", nix::errno::Errno::ENOMEM as i32);
         let text = error.to_string();
-        assert!(text.contains("ulimit -l") && text.contains("CAP_IPC_LOCK"), "{text}");
+        assert!(
+            text.contains("ulimit -l") && text.contains("CAP_IPC_LOCK"),
+            "{text}"
+        );
         let other = code("ibv_reg_mr", nix::errno::Errno::EINVAL as i32).to_string();
         assert!(!other.contains("ulimit"), "{other}");
     }

@@ -126,12 +126,8 @@ pub(crate) struct Grant {
 }
 
 fn exactly<const N: usize>(what: &str, body: &[u8]) -> Result<[u8; N], WireError> {
-    body.try_into().map_err(|_| {
-        WireError::new(format!(
-            "{what} of {} bytes, expected {N}",
-            body.len()
-        ))
-    })
+    body.try_into()
+        .map_err(|_| WireError::new(format!("{what} of {} bytes, expected {N}", body.len())))
 }
 
 fn check_beginning(what: &str, magic: u64, version: u16) -> Result<(), WireError> {
@@ -440,7 +436,10 @@ mod tests {
         };
         let request = session_request(7, &[key]);
         assert_eq!(request[..12], [7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(request[16..], [5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            request[16..],
+            [5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]
+        );
         let grant = Grant {
             address: 0x1000,
             length: 2,
@@ -448,7 +447,10 @@ mod tests {
         };
         let rows = grants(&[Ok(grant), Err(RefusalKind::UnknownSegment)]);
         assert_eq!(rows[..2], [0, 0x10]);
-        assert_eq!(rows[8..24], [2, 0, 0, 0, 0, 0, 0, 0, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            rows[8..24],
+            [2, 0, 0, 0, 0, 0, 0, 0, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0]
+        );
         assert_eq!(rows[24..], {
             let mut refused = [0; 24];
             refused[20] = 1;
@@ -485,13 +487,19 @@ mod tests {
         let error = text(parse_grants(&grants(&[Ok(wraps)]), 1).unwrap_err());
         assert!(error.contains("2 bytes at address"), "{error}");
         let error = text(parse_grants(&grants(&[Ok(wraps)]), 2).unwrap_err());
-        assert!(error.contains("answer of 24 bytes for 2 segments"), "{error}");
+        assert!(
+            error.contains("answer of 24 bytes for 2 segments"),
+            "{error}"
+        );
     }
 
     #[test]
     fn tokens_are_not_shown() {
         let shown = format!("{:?}", Token([0xDEAD, 0xBEEF]));
-        assert!(!shown.contains("57005") && !shown.contains("dead"), "{shown}");
+        assert!(
+            !shown.contains("57005") && !shown.contains("dead"),
+            "{shown}"
+        );
     }
 
     proptest! {
