@@ -106,6 +106,7 @@ impl Context {
             pin: self.config.cache.pin,
             freshness: self.config.cache.freshness,
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
             stores: self.store_settings(),
             origin: self.origin_limits(),
         };
@@ -117,47 +118,49 @@ impl Context {
         self.reader_among(None)
     }
 
-    /// This machine's cache, to be read, and what other workers hold, to be read from them. Must be
-    /// called within a tokio runtime.
-    ///
-    /// # Errors
-    /// Certificates that cannot be read.
-    pub fn reader(&self) -> Result<Reader> {
-        Ok(self.reader_among(self.neighbours()?))
+    /// This machine's cache, to be read, and the memory of other workers beside it. Within a tokio
+    /// runtime.
+    pub fn reader(&self) -> Reader {
+        self.reader_among(self.neighbours())
     }
 
     fn reader_among(&self, neighbours: Option<Neighbours>) -> Reader {
         let options = ReaderOptions {
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
         };
         let location = &self.config.cache.location;
         Reader::open_among(location, options, self.origin(), neighbours)
     }
 
-    /// What other workers hold, as the local worker knows it, or those in `cache.remote.peers`.
-    fn neighbours(&self) -> Result<Option<Neighbours>> {
-        let Some(remote) = &self.config.cache.remote else {
-            return Ok(None);
-        };
-        // Embedded there is one worker, and it is here.
+    /// The memory of other workers, to be read by queries; none where there are no others. Wrong
+    /// certificates cost their memory, not the queries.
+    fn neighbours(&self) -> Option<Neighbours> {
+        let remote = self.config.cache.remote.as_ref()?;
         if self.is_embedded() && remote.peers.is_empty() {
-            return Ok(None);
+            return None;
         }
-        let client = PeerNetwork::new(&self.transfer_settings())?.client;
-        let directory: Arc<dyn Directory> = match remote.peers.as_slice() {
-            [] => Arc::new(LocalDirectory::open(&self.config.cache.location)),
-            peers => ToldDirectory::follow(peers, client.clone()),
+        let client = match PeerNetwork::new(&self.transfer()) {
+            Ok(network) => network.client,
+            Err(error) => {
+                tracing::warn!(%error, "going on without the memory of other workers");
+                return None;
+            }
+        };
+        let directory: Arc<dyn Directory> = match remote.peers.is_empty() {
+            true => Arc::new(LocalDirectory::open(&self.config.cache.location)),
+            false => ToldDirectory::follow(&remote.peers, client.clone()),
         };
         let settings = NeighbourSettings {
             deadline: remote.deadline,
             in_flight_bytes_max: remote.inflight_bytes,
             ..NeighbourSettings::default()
         };
-        Ok(Some(Neighbours::new(settings, directory, Arc::new(client))))
+        Some(Neighbours::new(settings, directory, Arc::new(client)))
     }
 
-    /// How this machine's memory and that of others is read.
-    pub fn transfer_settings(&self) -> TransferSettings {
+    /// How memory is read and served between hosts, as configured.
+    pub fn transfer(&self) -> TransferSettings {
         let transfer = &self.config.transfer;
         TransferSettings {
             addresses: transfer.addresses.clone(),

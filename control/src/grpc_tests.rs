@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    CoordinatorService, Listen, ServiceError, Services, TableStatus, WorkerService, serve_grpc,
+    CoordinatorService, Listen, PeerPath, ServiceError, Services, TableStatus, WorkerService,
+    serve_grpc,
 };
 
 /// Answers with what it was given; `verify` never comes back.

@@ -136,7 +136,7 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
         )?),
         pin: config.cache.pin,
         // Embedded there is nobody to read from.
-        transfer: (!context.is_embedded()).then(|| context.transfer_settings()),
+        transfer: (!context.is_embedded()).then(|| context.transfer()),
         ..WorkerSettings::new(
             match context.is_embedded() {
                 true => EMBEDDED_WORKER,

@@ -118,7 +118,7 @@ impl Attached {
                 embedded: Some(embedded),
             });
         }
-        let reader = context.reader()?;
+        let reader = context.reader();
         // Queries need nothing of etcd: without it, only what no worker published yet is unknown.
         let records = match context.records().await {
             Ok(records) => Some(records),

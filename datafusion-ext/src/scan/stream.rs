@@ -31,8 +31,8 @@ use super::zones::BlockStatistics;
 /// Blocks that are read before a filter that keeps tightening is held against zone maps again.
 const PRUNE_EVERY: usize = 4;
 
-/// Nanoseconds to copy a kept value from between removed ones, roughly.
-const COPY_NS: f64 = 0.5;
+/// Nanoseconds to copy a kept value from between removed ones and into a batch, roughly.
+const COPY_NS: f64 = 1.0;
 
 /// Maps the columns that the projection needs to the scan's output.
 pub(crate) struct OutputMap {
