@@ -83,6 +83,8 @@ pub(crate) struct Engine {
     /// Whether the metastore has told the plans in force at least once.
     pub(crate) seen_plans: bool,
     pub(crate) loading: bool,
+    /// Whether a pass is deciding what it loads.
+    pub(crate) preparing: bool,
     /// What the last pass could hold in all, if it left something out for want of room.
     pub(crate) short_of: Option<u64>,
     pub(crate) memory: MemoryReport,
@@ -118,6 +120,7 @@ impl Engine {
             gather_since: now,
             seen_plans: false,
             loading: false,
+            preparing: false,
             short_of: None,
             memory: MemoryReport::default(),
             next_reclaim: now + shared.settings.reclaim_interval,

@@ -23,6 +23,9 @@ pub enum Error {
     /// The control service cannot be served.
     #[error(transparent)]
     Control(#[from] stoa_control::Error),
+    /// The memory cannot be served to other workers.
+    #[error(transparent)]
+    Transfer(#[from] stoa_transfer::TransferError),
     /// The metastore refused this worker.
     #[error("the metastore refuses worker {id}: {source}")]
     Refused {

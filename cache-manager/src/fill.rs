@@ -1,5 +1,6 @@
-//! The way of chunks from the origin to the point where they can be appended: fetched and decoded
-//! in parallel, within bounds on memory and requests.
+//! The way of chunks to the point where they can be appended: fetched from other workers as far as
+//! those have them (see `gather.rs`), or from the origin and decoded, in parallel, within bounds on
+//! memory and requests.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -7,15 +8,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::channel::mpsc::UnboundedSender;
 use stoa_layout::{Form, TableCatalog};
 use stoa_origin::{ErrorKind, Origin};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::batch::Batch;
 use crate::decode::{EncodedChunk, FileDecoder, Skipped};
 use crate::diff::Want;
 use crate::failures::Remedy;
+use crate::gather::{PeerFill, gather};
 
 /// A permit stands for this many bytes, so that its count fits the semaphore.
 const PERMIT_BYTES: u64 = 64 << 10;
@@ -31,12 +34,14 @@ pub(crate) struct Failed {
 
 /// One batch, fetched and encoded.
 pub(crate) struct Loaded {
-    /// The batch's position in the list.
-    pub(crate) batch: usize,
+    /// The batch.
+    pub(crate) batch: Batch,
     /// Each chunk's position in the list of wants, and what came of it.
     pub(crate) chunks: Vec<(usize, Result<EncodedChunk, Failed>)>,
     /// Bytes of chunks that were read from the origin.
     pub(crate) fetched_bytes: u64,
+    /// Whether another worker had the chunks.
+    pub(crate) from_peer: bool,
     /// Gives the memory back when it is dropped, which is when the chunks are.
     pub(crate) memory: OwnedSemaphorePermit,
 }
@@ -47,6 +52,8 @@ pub(crate) struct FillLimits {
     pub(crate) concurrency: usize,
     pub(crate) decoders: usize,
     pub(crate) memory_bytes: u64,
+    /// Bytes that one batch fetches at most.
+    pub(crate) batch_bytes: u64,
 }
 
 /// What all batches of one fill share.
@@ -56,13 +63,15 @@ pub(crate) struct FillContext {
     /// By table, as in the wants; `None` for tables that want nothing.
     pub(crate) catalogs: Vec<Option<Arc<TableCatalog>>>,
     pub(crate) limits: FillLimits,
+    /// The other workers, where there are any.
+    pub(crate) peers: Option<PeerFill>,
 }
 
 /// A file: its table, and its position in the table's catalog.
 type Place = (usize, u32);
 
-struct Shared {
-    context: FillContext,
+pub(crate) struct Shared {
+    pub(crate) context: FillContext,
     decoders: Mutex<HashMap<Place, Arc<OnceLock<FileDecoder>>>>,
     decoding: Semaphore,
     memory: Arc<Semaphore>,
@@ -74,6 +83,9 @@ struct Shared {
     /// No further batch is begun.
     halted: AtomicBool,
 }
+
+/// Batches for the origin, in their order.
+pub(crate) type OriginQueue = UnboundedSender<Batch>;
 
 /// A fill that is under way. Dropping it abandons what is in flight.
 pub(crate) struct Fill {
@@ -89,8 +101,8 @@ impl Drop for Fill {
 }
 
 impl Fill {
-    /// Begins to load `batches`, in their order.
-    pub(crate) fn start(context: FillContext, batches: Arc<Vec<Batch>>) -> Fill {
+    /// Begins to load the wants at `fetch`, the most wanted first.
+    pub(crate) fn start(context: FillContext, fetch: Vec<usize>) -> Fill {
         let limits = context.limits;
         let memory_permits =
             (limits.memory_bytes / PERMIT_BYTES).clamp(1, u64::from(u32::MAX >> 4));
@@ -107,24 +119,29 @@ impl Fill {
         let (sender, results) = mpsc::channel(WAITING_MAX);
         let working = Arc::clone(&shared);
         let task = tokio::spawn(async move {
-            let loading = (0..batches.len()).map(|at| {
-                let (shared, batches) = (Arc::clone(&working), Arc::clone(&batches));
+            let (queue, queued) = futures::channel::mpsc::unbounded();
+            let loading = queued.map(|batch| {
+                let shared = Arc::clone(&working);
                 async move {
-                    if shared.halted.load(Ordering::Relaxed) {
+                    if shared.is_halted() {
                         return None;
                     }
-                    Some(shared.load(at, &batches[at]).await)
+                    Some(shared.load(batch).await)
                 }
             });
-            let mut loaded =
-                futures::stream::iter(loading).buffer_unordered(limits.concurrency.max(1));
-            while let Some(loaded) = loaded.next().await {
-                if let Some(loaded) = loaded
-                    && sender.send(loaded).await.is_err()
-                {
-                    return;
+            let from_origin = async {
+                let mut loaded =
+                    std::pin::pin!(loading.buffer_unordered(limits.concurrency.max(1)));
+                while let Some(loaded) = loaded.next().await {
+                    if let Some(loaded) = loaded
+                        && sender.send(loaded).await.is_err()
+                    {
+                        return;
+                    }
                 }
-            }
+            };
+            let (shared, results) = (Arc::clone(&working), sender.clone());
+            tokio::join!(from_origin, gather(shared, fetch, queue, results));
         });
         Fill {
             shared,
@@ -150,17 +167,33 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Shared {
-    async fn load(self: &Arc<Shared>, at: usize, batch: &Batch) -> Loaded {
-        let permits = batch
-            .memory_bytes()
+    pub(crate) fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so much of the memory for what is on its way is free.
+    pub(crate) async fn memory(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let permits = bytes
             .div_ceil(PERMIT_BYTES)
             .min(u64::from(self.memory_permits));
-        let memory = Arc::clone(&self.memory)
+        Arc::clone(&self.memory)
             .acquire_many_owned((permits as u32).max(1))
             .await
-            .expect("the semaphore is never closed");
-        let (chunks, fetched_bytes) = match self.fetch(batch).await {
-            Ok((fetched, bytes)) => (self.encode(batch, fetched).await, bytes),
+            .expect("the semaphore is never closed")
+    }
+
+    /// Waits for a turn at what keeps a processor busy.
+    pub(crate) async fn turn(&self) -> SemaphorePermit<'_> {
+        self.decoding
+            .acquire()
+            .await
+            .expect("the semaphore is never closed")
+    }
+
+    async fn load(self: &Arc<Shared>, batch: Batch) -> Loaded {
+        let memory = self.memory(batch.memory_bytes()).await;
+        let (chunks, fetched_bytes) = match self.fetch(&batch).await {
+            Ok((fetched, bytes)) => (self.encode(&batch, fetched).await, bytes),
             Err(failed) => (
                 batch
                     .wants
@@ -171,9 +204,10 @@ impl Shared {
             ),
         };
         Loaded {
-            batch: at,
+            batch,
             chunks,
             fetched_bytes,
+            from_peer: false,
             memory,
         }
     }
@@ -263,11 +297,7 @@ impl Shared {
         batch: &Batch,
         fetched: Vec<Fetched>,
     ) -> Vec<(usize, Result<EncodedChunk, Failed>)> {
-        let _turn = self
-            .decoding
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
+        let _turn = self.turn().await;
         let wants = batch.wants.clone();
         let (shared, table, file, row_group) =
             (Arc::clone(self), batch.table, batch.file, batch.row_group);

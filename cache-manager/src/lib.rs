@@ -2,8 +2,9 @@
 //!
 //! A [`Worker`] owns one cache directory. It follows the plans in force, and makes its memory hold
 //! what they name: chunks that are held are kept without any request, the others are fetched from
-//! the origin, decoded and appended to segments, and become visible by one rename. Queries never
-//! wait for it and never see half of it.
+//! another worker that has them, or from the origin and decoded, appended to segments, and become
+//! visible by one rename. Queries never wait for it and never see half of it. Other workers read its
+//! memory, and it tells the queries of its host what they hold.
 //!
 //! - What to do is decided by pure functions: [`diff`] (keep, fetch, leave out, drop under a
 //!   budget), [`batch`] (what is fetched together), [`targets`] (the newest plan wins),
@@ -24,11 +25,13 @@ mod error;
 mod events;
 pub mod failures;
 mod fill;
+mod gather;
 mod load;
 mod lookout;
 mod looks;
 mod metrics;
 mod pass;
+mod peers;
 mod prepare;
 mod registration;
 mod report;
@@ -44,6 +47,7 @@ mod worker;
 pub use error::{Error, Result};
 pub use events::Looked;
 pub use looks::{LOOKS_FILE, looks};
+pub use peers::{Listener, PeerNetwork};
 pub use service::WorkerControl;
-pub use settings::{CAPACITY_BYTES_MIN, WorkerSettings};
+pub use settings::{CAPACITY_BYTES_MIN, TransferSettings, TransferTls, WorkerSettings};
 pub use worker::{Worker, WorkerHandle};

@@ -6,12 +6,13 @@ use std::time::Duration;
 use stoa_layout::Form;
 use tokio::time::{Instant, sleep_until};
 
-use crate::batch::{BATCH_BYTES_MAX, Batch, batches};
+use crate::batch::{BATCH_BYTES_MAX, Batch};
 use crate::diff::{Want, footprint};
 use crate::engine::{Engine, Flow};
 use crate::events::Event;
 use crate::failures::{Failures, Remedy};
 use crate::fill::{Fill, FillContext, FillLimits, Loaded};
+use crate::gather::PeerFill;
 use crate::metrics::add;
 use crate::pass::{NO_ROOM, Pass};
 use crate::settings::WorkerSettings;
@@ -41,9 +42,16 @@ impl Engine {
             concurrency: settings.fill_concurrency,
             decoders: settings.decoders(),
             memory_bytes: settings.fill_memory_bytes,
+            batch_bytes: BATCH_BYTES_MAX.min(settings.fill_memory_bytes / 8).max(1),
         };
-        let bytes_max = BATCH_BYTES_MAX.min(settings.fill_memory_bytes / 8).max(1);
-        let batches = Arc::new(batches(&pass.wants, &pass.decision.fetch, bytes_max));
+        let peers = self.sources.peers.as_ref().map(|peers| PeerFill {
+            peers: Arc::clone(peers),
+            rivals: pass
+                .tables
+                .iter()
+                .map(|table| Arc::clone(&table.rivals))
+                .collect(),
+        });
         let context = FillContext {
             origin: self.sources.origin.clone(),
             wants: Arc::clone(&pass.wants),
@@ -53,8 +61,9 @@ impl Engine {
                 .map(|table| table.catalog.clone())
                 .collect(),
             limits,
+            peers,
         };
-        let mut fill = Fill::start(context, Arc::clone(&batches));
+        let mut fill = Fill::start(context, pass.decision.fetch.clone());
         let mut expected = pass.decision.fetch_bytes;
         let mut next_publication = Instant::now() + settings.publish_interval;
         let mut drain: Option<Instant> = None;
@@ -85,10 +94,10 @@ impl Engine {
                 Step::Loaded(None) if drain.is_some() => return Ok(Filled::Interrupted),
                 Step::Loaded(None) => return Ok(Filled::Completely),
                 Step::Loaded(Some(loaded)) => {
-                    let batch = &batches[loaded.batch];
                     let publish = Instant::now() >= next_publication;
-                    let published = self.append(pass, batch, loaded, expected, publish).await?;
-                    expected = expected.saturating_sub(batch_footprint(&pass.wants, batch));
+                    let coming = batch_footprint(&pass.wants, &loaded.batch);
+                    let published = self.append(pass, loaded, expected, publish).await?;
+                    expected = expected.saturating_sub(coming);
                     if let Some(published) = published {
                         let pause = settings_pause(&self.shared.settings, published.took);
                         next_publication = Instant::now() + pause;
@@ -105,7 +114,6 @@ impl Engine {
     pub(crate) async fn append(
         &mut self,
         pass: &mut Pass,
-        batch: &Batch,
         loaded: Loaded,
         expected: u64,
         publish: bool,
@@ -128,7 +136,7 @@ impl Engine {
                 Err(failed) => {
                     let want = &pass.wants[at];
                     if failed.remedy == Remedy::Refresh {
-                        pass.changed.insert(batch.table);
+                        pass.changed.insert(loaded.batch.table);
                     }
                     fail(
                         &mut self.failures,
@@ -139,6 +147,7 @@ impl Engine {
                         failed.reason,
                     );
                     add(&self.shared.counters.chunks_failed, 1);
+                    self.shared.board.done(&pass.wants[at].key);
                 }
             }
         }
@@ -165,15 +174,24 @@ impl Engine {
         let counters = &self.shared.counters;
         for (at, bytes, outcome) in stored {
             let want = &pass.wants[at];
+            self.shared.board.done(&want.key);
             match outcome {
                 Stored::Yes => {
                     add(&counters.chunks_fetched, 1);
                     add(&counters.stored_bytes, bytes);
+                    let (peer_chunks, peer_bytes) = match loaded.from_peer {
+                        true => (1, bytes),
+                        false => (0, 0),
+                    };
+                    add(&counters.peer_chunks, peer_chunks);
+                    add(&counters.peer_bytes, peer_bytes);
                     self.failures.forget(&want.key);
                     pass.tally.fetched(want);
                     for table in std::iter::once(&want.table).chain(&want.also) {
                         if let Some(slot) = self.slots.get_mut(&pass.tables[*table].name) {
                             slot.state.fetched_chunks += 1;
+                            slot.state.peer_chunks += peer_chunks;
+                            slot.state.peer_bytes += peer_bytes;
                         }
                     }
                 }

@@ -57,6 +57,7 @@ impl Engine {
             return Flow::Continue;
         }
         slot.resolving = false;
+        self.shared.board.advance();
         match result {
             Ok(resolved) => {
                 slot.attempts = 0;
@@ -108,13 +109,14 @@ impl Engine {
         }
         slot.looking = true;
         add(&self.shared.counters.looks, 1);
-        let (target, planned) = (resolved.target, Arc::clone(&resolved.planned));
+        let target = resolved.target;
+        let (planned, others) = (Arc::clone(&resolved.planned), Arc::clone(&resolved.others));
         let (origin, table) = (self.sources.origin.clone(), table.to_owned());
         self.events.jobs.spawn(async move {
             let at_unix_ms = unix_ms();
             let result = match catalog.refresh(&origin, at_unix_ms).await {
                 Ok(None) => Ok(None),
-                Ok(Some(newer)) => resolved_with(target, planned, Arc::new(newer))
+                Ok(Some(newer)) => resolved_with(target, planned, others, Arc::new(newer))
                     .await
                     .map(Some),
                 Err(error) => Err(error.to_string()),

@@ -13,6 +13,12 @@ pub(crate) struct Counters {
     pub(crate) fetched_bytes: AtomicU64,
     /// Bytes of chunks written to shared memory.
     pub(crate) stored_bytes: AtomicU64,
+    /// Bytes of chunks read from other workers.
+    pub(crate) peer_bytes: AtomicU64,
+    /// Chunks fetched from other workers and stored.
+    pub(crate) peer_chunks: AtomicU64,
+    /// Reads from other workers that failed.
+    pub(crate) peer_errors: AtomicU64,
     /// Chunks fetched and stored.
     pub(crate) chunks_fetched: AtomicU64,
     /// Chunks that a load found there.
@@ -56,8 +62,27 @@ impl Counters {
             Metric::counter("worker_stored", "Bytes of chunks written to shared memory")
                 .bytes()
                 .value(value(&self.stored_bytes)),
-            Metric::counter("worker_chunks_fetched", "Chunks fetched and stored")
-                .value(value(&self.chunks_fetched)),
+            Metric::counter(
+                "worker_peer_fetched",
+                "Bytes of chunks read from other workers by loads",
+            )
+            .bytes()
+            .value(value(&self.peer_bytes)),
+            Metric::counter(
+                "worker_peer_chunks_fetched",
+                "Chunks fetched from other workers and stored",
+            )
+            .value(value(&self.peer_chunks)),
+            Metric::counter(
+                "worker_peer_errors",
+                "Chunks that another worker had and did not give",
+            )
+            .value(value(&self.peer_errors)),
+            Metric::counter(
+                "worker_chunks_fetched",
+                "Chunks fetched and stored, from wherever",
+            )
+            .value(value(&self.chunks_fetched)),
             Metric::counter(
                 "worker_chunks_kept",
                 "Chunks that a load found there already",

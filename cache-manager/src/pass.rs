@@ -22,6 +22,7 @@ use crate::diff::{Decision, Want};
 use crate::engine::{Engine, Flow};
 use crate::load::Filled;
 use crate::metrics::add;
+use crate::resolve::Rivals;
 use crate::store::Published;
 use crate::tally::Tally;
 
@@ -34,6 +35,7 @@ pub(crate) struct Table {
     pub(crate) target: PlanTarget,
     pub(crate) catalog_name: String,
     pub(crate) catalog: Option<Arc<TableCatalog>>,
+    pub(crate) rivals: Arc<Rivals>,
 }
 
 /// A catalog to be published.
@@ -67,6 +69,7 @@ impl Engine {
     pub(crate) async fn pass(&mut self) -> Flow {
         self.needs_pass = false;
         self.loading = true;
+        self.preparing = true;
         self.report();
         let flow = match self.try_pass().await {
             Ok(flow) => {
@@ -83,6 +86,8 @@ impl Engine {
             }
         };
         self.loading = false;
+        self.preparing = false;
+        self.shared.board.end();
         self.report();
         flow
     }
@@ -101,6 +106,11 @@ impl Engine {
 
     async fn try_pass(&mut self) -> stoa_shm::Result<Flow> {
         let mut pass = self.prepare().await?;
+        let fetch = pass.decision.fetch.iter();
+        self.shared
+            .board
+            .begin(fetch.map(|at| pass.wants[*at].key.clone()));
+        self.preparing = false;
         self.count(&pass);
         self.begin(&mut pass).await?;
         let filled = self.fill(&mut pass).await?;
@@ -289,6 +299,8 @@ impl Engine {
                 slot.counted = Some(table.target);
                 slot.state.kept_chunks = tally.kept;
                 slot.state.fetched_chunks = 0;
+                slot.state.peer_chunks = 0;
+                slot.state.peer_bytes = 0;
             }
             tally.report(&mut slot.state);
             slot.state.held_bytes = tally.bytes_done;

@@ -38,6 +38,7 @@ impl Engine {
                 target: resolved.target,
                 catalog_name: catalog_name(name),
                 catalog: resolved.catalog.clone(),
+                rivals: Arc::clone(&resolved.rivals),
             });
         }
         let mut pending = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use stoa_metastore::{WorkerPhase, WorkerState};
+use stoa_metastore::{TableState, WorkerPhase, WorkerState};
 
 use crate::engine::{Engine, catalog_name};
 use crate::looks;
@@ -45,7 +45,12 @@ impl Engine {
                         .unwrap_or("no reason is known")
                 ));
             }
-            tables.insert(table.clone(), slot.state.clone());
+            let resolved = slot.resolved.as_ref();
+            let state = TableState {
+                files: resolved.map_or_else(String::new, |resolved| resolved.files.clone()),
+                ..slot.state.clone()
+            };
+            tables.insert(table.clone(), state);
         }
         self.shared.set_details(Details {
             generation: self.generation,
@@ -56,6 +61,10 @@ impl Engine {
                 .map(|(table, slot)| (table.clone(), slot.looked_at_unix_ms))
                 .collect(),
         });
+        // While a plan is being read or a pass decides, what is absent here may be about to come.
+        let resolving = self.slots.values().any(|slot| slot.resolving);
+        let settled = self.seen_plans && !resolving && !self.needs_pass && !self.preparing;
+        self.shared.board.set_settled(settled);
         let holds = self.slots.values().any(|slot| {
             slot.resolved
                 .as_ref()

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use futures::StreamExt;
 use serde::Deserialize;
 use stoa_layout::{ChunkRef, Form, LayoutDocument, TableCatalog};
 use stoa_metastore::{CacheVersion, PlanTarget, Records, WorkerPlan};
@@ -11,6 +12,7 @@ use stoa_origin::{ObjectIdentity, Origin};
 use stoa_shm::ChunkKey;
 
 use crate::diff::Want;
+use crate::peers::Peers;
 
 /// A worker's part of a plan, parsed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,19 +57,33 @@ impl PlannedChunks {
     }
 }
 
+/// Other workers that are to hold the same chunks by the same plan.
+pub(crate) type Rivals = HashMap<ChunkKey, Arc<[String]>>;
+
 /// What a worker is to hold of a table.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     pub(crate) target: PlanTarget,
     pub(crate) planned: Arc<PlannedChunks>,
+    /// The parts of the other workers, by worker, where some chunks are planned more than once.
+    pub(crate) others: Arc<Others>,
+    pub(crate) rivals: Arc<Rivals>,
     /// `None` when the table is to be dropped.
     pub(crate) catalog: Option<Arc<TableCatalog>>,
     pub(crate) wants: Arc<Vec<Want>>,
     /// Planned chunks that the files do not have, and one of the reasons.
     pub(crate) missing: Option<(u64, String)>,
+    /// Names the catalog's files; empty when the table is to be dropped.
+    pub(crate) files: String,
     /// Whether the plan was made for other files than the catalog has: one of them is out of date.
     pub(crate) differs: bool,
 }
+
+/// The parts of other workers of a plan.
+pub(crate) type Others = Vec<(String, PlannedChunks)>;
+
+/// Parts of other workers that are read at the same time.
+const OTHERS_AT_ONCE: usize = 8;
 
 /// Everything that resolving reads from.
 #[derive(Clone)]
@@ -77,6 +93,8 @@ pub(crate) struct Sources {
     pub(crate) worker: String,
     /// Whether files are ever looked at again.
     pub(crate) snapshot_only: bool,
+    /// The other workers, where they can be asked.
+    pub(crate) peers: Option<Arc<Peers>>,
 }
 
 impl Sources {
@@ -96,9 +114,12 @@ impl Sources {
             return Ok(Resolved {
                 target,
                 planned: Arc::default(),
+                others: Arc::default(),
+                rivals: Arc::default(),
                 catalog: None,
                 wants: Arc::default(),
                 missing: None,
+                files: String::new(),
                 differs: false,
             });
         }
@@ -109,6 +130,7 @@ impl Sources {
             .map_err(|error| error.to_string())?
             .unwrap_or_default();
         let planned = Arc::new(PlannedChunks::parse(&plan)?);
+        let others = Arc::new(self.others(pointer).await);
         let document = self.document(pointer, target).await?;
         let catalog = match known {
             Some(known) if known.layout == document => known,
@@ -117,7 +139,36 @@ impl Sources {
                     .await?,
             ),
         };
-        resolved_with(target, planned, catalog).await
+        resolved_with(target, planned, others, catalog).await
+    }
+
+    /// The parts of the other workers, where chunks are planned more than once and somebody can be
+    /// asked for them. One that cannot be read is passed over: its worker is just not waited for.
+    async fn others(&self, pointer: &CacheVersion) -> Others {
+        if pointer.notes.replicas < 2 || self.peers.is_none() {
+            return vec![];
+        }
+        let read = |worker: String| async move {
+            let read = self.records.worker_plan(pointer, &worker).await;
+            let parsed = read
+                .map_err(|error| error.to_string())
+                .and_then(|plan| PlannedChunks::parse(&plan.unwrap_or_default()));
+            match parsed {
+                Ok(planned) => Some((worker, planned)),
+                Err(error) => {
+                    tracing::debug!(worker, error, "the part of another worker is passed over");
+                    None
+                }
+            }
+        };
+        let mut workers: Vec<String> = pointer.parts.keys().cloned().collect();
+        workers.retain(|id| *id != self.worker);
+        futures::stream::iter(workers)
+            .map(read)
+            .buffer_unordered(OTHERS_AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
     }
 
     async fn document(
@@ -208,10 +259,17 @@ fn reuse(document: &LayoutDocument, known: Option<&TableCatalog>, snapshot_only:
 pub(crate) async fn resolved_with(
     target: PlanTarget,
     planned: Arc<PlannedChunks>,
+    others: Arc<Others>,
     catalog: Arc<TableCatalog>,
 ) -> Result<Resolved, String> {
     let (of_plan, of_catalog) = (Arc::clone(&planned), Arc::clone(&catalog));
-    let (wants, missing) = tokio::task::spawn_blocking(move || find_chunks(&of_plan, &of_catalog))
+    let of_others = Arc::clone(&others);
+    let matched = tokio::task::spawn_blocking(move || {
+        let (wants, missing) = find_chunks(&of_plan, &of_catalog);
+        let rivals = find_rivals(&wants, &of_others, &of_catalog);
+        (wants, missing, rivals, of_catalog.files_digest())
+    });
+    let (wants, missing, rivals, files) = matched
         .await
         .map_err(|panic| format!("the plan cannot be matched with the files: {panic}"))?;
     let known: HashSet<&ObjectIdentity> = catalog.files.iter().map(|file| &file.identity).collect();
@@ -220,9 +278,12 @@ pub(crate) async fn resolved_with(
     Ok(Resolved {
         target,
         planned,
+        others,
+        rivals: Arc::new(rivals),
         catalog,
         wants: Arc::new(wants),
         missing,
+        files,
         differs,
     })
 }
@@ -309,6 +370,60 @@ pub(crate) fn find_chunks(
         });
     }
     (wants, missing)
+}
+
+/// Who else is to hold the wanted chunks; files are found by their paths, as in [`find_chunks`].
+fn find_rivals(wants: &[Want], others: &Others, catalog: &TableCatalog) -> Rivals {
+    if others.is_empty() {
+        return Rivals::new();
+    }
+    let by_path: HashMap<(&str, &str), Arc<[u8]>> = catalog
+        .files
+        .iter()
+        .map(|file| {
+            let identity = &file.identity;
+            let place = (identity.store.as_str(), identity.path.as_str());
+            (place, Arc::from(identity.to_key()))
+        })
+        .collect();
+    let mut holders: HashMap<&ChunkKey, Vec<u32>> =
+        wants.iter().map(|want| (&want.key, Vec::new())).collect();
+    for (number, (_, planned)) in others.iter().enumerate() {
+        let keys: Vec<Option<&Arc<[u8]>>> = planned
+            .files
+            .iter()
+            .map(|file| by_path.get(&(file.store.as_str(), file.path.as_str())))
+            .collect();
+        for (file, row_group, column, _) in &planned.chunks {
+            let Some(Some(file)) = keys.get(*file as usize) else {
+                continue;
+            };
+            let key = ChunkKey {
+                file: Arc::clone(file),
+                row_group: *row_group,
+                column: *column,
+            };
+            if let Some(holders) = holders.get_mut(&key) {
+                holders.push(number as u32);
+            }
+        }
+    }
+    // There are few different sets of workers, and many chunks.
+    let mut sets: HashMap<Vec<u32>, Arc<[String]>> = HashMap::new();
+    let named = |set: &Vec<u32>| {
+        set.iter()
+            .map(|at| others[*at as usize].0.clone())
+            .collect()
+    };
+    let mut rivals = Rivals::new();
+    for (key, set) in holders.into_iter().filter(|(_, set)| !set.is_empty()) {
+        let names = match sets.get(&set) {
+            Some(names) => Arc::clone(names),
+            None => Arc::clone(sets.entry(set.clone()).or_insert_with(|| named(&set))),
+        };
+        rivals.insert(key.clone(), names);
+    }
+    rivals
 }
 
 /// A chunk's size where the layout gives no estimate.

@@ -53,6 +53,44 @@ pub struct WorkerSettings {
     pub http: Option<Listen>,
     /// Locks what is published into memory from the start (`cache.pin`).
     pub pin: bool,
+    /// How this worker and others read each other's memory; `None`: not at all.
+    pub transfer: Option<TransferSettings>,
+}
+
+/// How workers read each other's memory (`transfer.*`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferSettings {
+    /// `host:port` of each way to this worker's memory, the preferred one first; port 0 takes a free
+    /// one (`transfer.address`).
+    pub addresses: Vec<String>,
+    /// Certificates for both directions; plain text without.
+    pub tls: Option<TransferTls>,
+    /// Consent to plain text beyond loopback (`transfer.insecure`).
+    pub insecure: bool,
+    /// What another worker may take to answer before it is left alone (`transfer.deadline`).
+    pub deadline: Duration,
+}
+
+/// Certificates, all in PEM (`transfer.tls.*`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferTls {
+    /// The authority that signed for all nodes.
+    pub ca: PathBuf,
+    /// This node's certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl Default for TransferSettings {
+    fn default() -> TransferSettings {
+        TransferSettings {
+            addresses: vec!["127.0.0.1:0".into()],
+            tls: None,
+            insecure: false,
+            deadline: Duration::from_secs(5),
+        }
+    }
 }
 
 impl WorkerSettings {
@@ -78,6 +116,7 @@ impl WorkerSettings {
             control: None,
             http: None,
             pin: false,
+            transfer: None,
         }
     }
 
@@ -136,6 +175,16 @@ impl WorkerSettings {
             let value = format!("{} bytes", self.fill_memory_bytes);
             return wrong("worker.fill.memory", value, "expected at least 1 MiB");
         }
+        if let Some(transfer) = &self.transfer {
+            if transfer.deadline < Duration::from_millis(10) {
+                let value = format!("{:?}", transfer.deadline);
+                return wrong("transfer.deadline", value, "expected at least 10ms");
+            }
+            if transfer.addresses.is_empty() {
+                let expected = "expected host:port, such as 127.0.0.1:0";
+                return wrong("transfer.address", "empty".into(), expected);
+            }
+        }
         Ok(())
     }
 
@@ -188,6 +237,16 @@ mod tests {
                 ..good.clone()
             }),
             "worker.fill.concurrency is 0: expected at least 1"
+        );
+        assert_eq!(
+            text(WorkerSettings {
+                transfer: Some(TransferSettings {
+                    deadline: Duration::ZERO,
+                    ..TransferSettings::default()
+                }),
+                ..good.clone()
+            }),
+            "transfer.deadline is 0ns: expected at least 10ms"
         );
         assert_eq!(
             text(WorkerSettings {

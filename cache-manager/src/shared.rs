@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use stoa_metastore::WorkerState;
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinError;
 
 use crate::metrics::Counters;
+use crate::peers::LoadBoard;
 use crate::settings::WorkerSettings;
 use crate::store::Store;
 
@@ -28,6 +29,10 @@ pub(crate) struct Shared {
     pub(crate) incarnation: String,
     pub(crate) counters: Counters,
     pub(crate) state: watch::Sender<WorkerState>,
+    /// What is going to be loaded, for other workers.
+    pub(crate) board: LoadBoard,
+    /// Where other workers can read this one's memory.
+    transfer_addresses: OnceLock<Vec<String>>,
     store: Arc<Mutex<Store>>,
     details: Mutex<Details>,
     problems: Mutex<BTreeMap<String, String>>,
@@ -51,6 +56,8 @@ impl Shared {
             incarnation: format!("{:016x}", random()),
             counters: Counters::default(),
             state: watch::Sender::new(state),
+            board: LoadBoard::default(),
+            transfer_addresses: OnceLock::new(),
             store: Arc::new(Mutex::new(store)),
             details: Mutex::default(),
             problems: Mutex::default(),
@@ -96,6 +103,17 @@ impl Shared {
 
     pub(crate) fn has_problem(&self, name: &str) -> bool {
         lock(&self.problems).contains_key(name)
+    }
+
+    /// Where other workers can read this one's memory; none until that is served.
+    pub(crate) fn transfer_addresses(&self) -> Vec<String> {
+        self.transfer_addresses.get().cloned().unwrap_or_default()
+    }
+
+    /// Says, once, where other workers can read this one's memory.
+    pub(crate) fn set_transfer_addresses(&self, addresses: Vec<String>) {
+        // It is served once a process.
+        let _ = self.transfer_addresses.set(addresses);
     }
 
     pub(crate) fn details(&self) -> Details {

@@ -3,19 +3,25 @@
 //! Everything here blocks (it writes memory and asks the kernel), so the async side calls it from
 //! blocking tasks. One lock around it makes publications follow each other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stoa_shm::{
-    CacheWriter, CatalogLocation, ChunkKey, ChunkLocation, IndexContents, MemoryReport, Recovery,
-    SealedSegment, SegmentId, SegmentWriter, VerifyReport,
+    CacheDir, CacheWriter, CatalogLocation, ChunkKey, ChunkLocation, IndexContents, MemoryReport,
+    Recovery, SealedSegment, SegmentId, SegmentWriter, VerifyReport,
 };
+
+use tokio::sync::watch;
 
 use crate::decode::EncodedChunk;
 use crate::diff::{ENTRY_OVERHEAD_BYTES, form_tag};
+use crate::peers::ServedSegments;
 
 /// A segment is sealed when it is this old, so that a slow load that crashes has something to show.
 const SEGMENT_AGE_MAX: Duration = Duration::from_secs(5);
+/// The same when another worker waits for what is in it.
+const SEGMENT_AGE_WHEN_WANTED: Duration = Duration::from_millis(200);
 /// Share of dead bytes from which a segment is copied together.
 const DEAD_SHARE_MAX: f64 = 0.15;
 /// The same when memory is short.
@@ -43,6 +49,7 @@ pub(crate) struct Limits {
 struct Open {
     writer: SegmentWriter,
     since: Instant,
+    chunks: HashSet<ChunkKey>,
 }
 
 /// The cache directory as its worker knows it.
@@ -59,6 +66,20 @@ pub(crate) struct Store {
     dirty: bool,
     pinned: bool,
     pin_problem: Option<String>,
+    /// Segments that are open for other workers.
+    served: Arc<ServedSegments>,
+    /// Counts the changes of `held`.
+    changes: watch::Sender<u64>,
+}
+
+/// Where a chunk is, as far as the store knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Located {
+    /// In a sealed segment.
+    Sealed(ChunkLocation),
+    /// In the segment that is being filled.
+    Open,
+    Absent,
 }
 
 /// What one publication did.
@@ -76,16 +97,64 @@ pub(crate) struct Published {
 impl Store {
     pub(crate) fn new(writer: CacheWriter, recovery: Recovery, limits: Limits) -> Store {
         Store {
-            writer,
             limits,
             dirty: !recovery.adopted.is_empty() || !recovery.dropped.is_empty(),
             held: recovery.chunks,
             catalogs: recovery.catalogs.into_iter().collect(),
+            served: Arc::new(ServedSegments::new(
+                writer.incarnation(),
+                writer.segment_files(),
+            )),
+            changes: watch::Sender::new(0),
             open: None,
             fresh: Vec::new(),
             pinned: false,
             pin_problem: None,
+            writer,
         }
+    }
+
+    /// The segments as other workers read them.
+    pub(crate) fn served(&self) -> Arc<ServedSegments> {
+        Arc::clone(&self.served)
+    }
+
+    /// Follows how often what is held has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn dir(&self) -> &CacheDir {
+        self.writer.dir()
+    }
+
+    /// Where chunks are that somebody else asks for. What is asked for and lies in the segment that
+    /// is being filled has that segment sealed, unless it has only just been begun.
+    pub(crate) fn locate(&mut self, keys: &[ChunkKey]) -> stoa_shm::Result<Vec<Located>> {
+        let wanted = self.open.as_ref().is_some_and(|open| {
+            open.since.elapsed() >= SEGMENT_AGE_WHEN_WANTED
+                && keys.iter().any(|key| open.chunks.contains(key))
+        });
+        if wanted {
+            self.seal()?;
+        }
+        let locate = |key: &ChunkKey| match self.held.get(key) {
+            Some(location) => Located::Sealed(*location),
+            None if self
+                .open
+                .as_ref()
+                .is_some_and(|open| open.chunks.contains(key)) =>
+            {
+                Located::Open
+            }
+            None => Located::Absent,
+        };
+        Ok(keys.iter().map(locate).collect())
+    }
+
+    fn changed(&mut self) {
+        self.dirty = true;
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     pub(crate) fn held(&self) -> &HashMap<ChunkKey, ChunkLocation> {
@@ -138,6 +207,7 @@ impl Store {
             self.open = Some(Open {
                 writer,
                 since: Instant::now(),
+                chunks: HashSet::new(),
             });
         }
         let open = self.open.as_mut().expect("a segment was begun above");
@@ -146,7 +216,10 @@ impl Store {
             .writer
             .append_parts(key, form_tag(chunk.form), chunk.rows, &parts)
         {
-            Ok(_) => Ok(Stored::Yes),
+            Ok(_) => {
+                open.chunks.insert(key.clone());
+                Ok(Stored::Yes)
+            }
             Err(error) => {
                 // What was appended before is whole: keep it.
                 self.seal()?;
@@ -208,7 +281,7 @@ impl Store {
             self.held.insert(key, location);
         }
         self.catalogs.extend(sealed.catalogs);
-        self.dirty = true;
+        self.changed();
     }
 
     /// Whether chunks were sealed that no publication has shown yet.
@@ -257,8 +330,12 @@ impl Store {
 
     /// Forgets chunks: the next publication is without them.
     pub(crate) fn drop_chunks<'a>(&mut self, keys: impl IntoIterator<Item = &'a ChunkKey>) {
+        let mut dropped = false;
         for key in keys {
-            self.dirty |= self.held.remove(key).is_some();
+            dropped |= self.held.remove(key).is_some();
+        }
+        if dropped {
+            self.changed();
         }
     }
 
@@ -302,7 +379,15 @@ impl Store {
                 self.lock_memory();
             }
         }
+        self.let_go();
         self.writer.reclaim()
+    }
+
+    /// Lets go of segments that nothing held lies in any more; what is being sent keeps its own.
+    fn let_go(&self) {
+        let mut live: BTreeSet<SegmentId> = self.writer.live_segments().into_iter().collect();
+        live.extend(self.held.values().map(|location| location.segment));
+        self.served.keep_only(&live);
     }
 
     /// Gives up segments that were sealed and are wanted no more. Between loads only.

@@ -13,12 +13,14 @@ use stoa_metastore::{
 use stoa_origin::Origin;
 use stoa_shm::counters::AccessCounters;
 use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter};
+use stoa_transfer::PathStatistics;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::peers::{self, PeerCalls, PeerNetwork, Peers, Serving};
 use crate::registration;
 use crate::resolve::Sources;
 use crate::service::WorkerControl;
@@ -48,14 +50,62 @@ impl Worker {
         origin: Origin,
     ) -> Result<WorkerHandle> {
         settings.validate()?;
+        let network = match &settings.transfer {
+            Some(transfer) => Some(PeerNetwork::new(transfer)?),
+            None => None,
+        };
+        Worker::start_in(settings, records, origin, network).await
+    }
+
+    /// [`Worker::start`] with other means to reach other workers than the settings say, or none.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    pub async fn start_in(
+        settings: WorkerSettings,
+        records: Records,
+        origin: Origin,
+        network: Option<PeerNetwork>,
+    ) -> Result<WorkerHandle> {
+        settings.validate()?;
         let (store, notes) = open(&settings).await?;
+        let (served, changes) = (store.served(), store.changes());
+        let dir = store.dir().clone();
         let shared = Arc::new(Shared::new(settings.clone(), store));
         for (name, text) in notes {
             shared.problem(name, Some(text));
         }
         let (stop, stopped) = watch::channel(false);
+        let (peers, serving) = match network {
+            Some(network) => {
+                let deadline = settings.transfer.clone().unwrap_or_default().deadline;
+                let peers = Arc::new(Peers::new(
+                    settings.id.clone(),
+                    settings.host.clone(),
+                    network.client,
+                    deadline,
+                ));
+                let calls = PeerCalls::new(
+                    Arc::clone(&shared),
+                    Arc::clone(&served),
+                    Arc::clone(&peers),
+                    changes,
+                );
+                let (segments, calls) = (Arc::clone(&served) as _, Arc::new(calls));
+                let host = &settings.host;
+                let serving = Serving::start(&network.listeners, host, segments, calls).await?;
+                shared.set_transfer_addresses(serving.addresses().to_vec());
+                (Some(peers), Some(serving))
+            }
+            None => (None, None),
+        };
         let (commands, received) = mpsc::channel(COMMANDS_MAX);
-        let control = WorkerControl::new(Arc::clone(&shared), records.clone(), commands);
+        let control = WorkerControl::new(
+            Arc::clone(&shared),
+            records.clone(),
+            commands,
+            peers.clone(),
+        );
         let metrics = metrics(&shared, &control, &origin);
         let (grpc, http) = serve(&settings, &control, &metrics).await?;
 
@@ -74,6 +124,7 @@ impl Worker {
             origin,
             worker: settings.id.clone(),
             snapshot_only: settings.freshness.is_none(),
+            peers: peers.clone(),
         };
         let record = WorkerRecord {
             id: settings.id.clone(),
@@ -81,27 +132,38 @@ impl Worker {
             addresses: WorkerAddresses {
                 control: grpc.as_ref().map(|server| server.address().to_string()),
                 http: http.as_ref().map(|server| server.address().to_string()),
+                transfer: shared.transfer_addresses(),
             },
             capacity_bytes: settings.capacity_bytes,
             formats: vec!["arrow".into(), "packed".into(), "parquet".into()],
             started_unix_ms: shared.started_unix_ms,
             incarnation: shared.incarnation.clone(),
+            cache_incarnation: match &serving {
+                Some(_) => format!("{:016x}", served.incarnation()),
+                None => String::new(),
+            },
         };
         let engine = Engine::new(Arc::clone(&shared), sources, events);
         // Should the engine end for any other reason, the registration must not outlive it.
         let ended = StopWhenDropped(stop.clone());
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(async move {
                 let _ended = ended;
                 engine.run().await;
             }),
             tokio::spawn(registration::run(
                 Arc::clone(&shared),
-                records,
+                records.clone(),
                 record,
-                stopped,
+                stopped.clone(),
             )),
         ];
+        if let Some(peers) = &peers {
+            let (shared, peers) = (Arc::clone(&shared), Arc::clone(peers));
+            tasks.push(tokio::spawn(peers::keep(
+                shared, records, peers, dir, stopped,
+            )));
+        }
         Ok(WorkerHandle {
             shared,
             control,
@@ -110,6 +172,8 @@ impl Worker {
             tasks,
             grpc,
             http,
+            peers,
+            serving,
         })
     }
 }
@@ -225,6 +289,8 @@ pub struct WorkerHandle {
     tasks: Vec<JoinHandle<()>>,
     grpc: Option<Server>,
     http: Option<Server>,
+    peers: Option<Arc<Peers>>,
+    serving: Option<Serving>,
 }
 
 impl WorkerHandle {
@@ -256,6 +322,18 @@ impl WorkerHandle {
     /// Where metrics and health are served, if they are.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http.as_ref().map(Server::address)
+    }
+
+    /// Where other workers can read its memory.
+    pub fn transfer_addresses(&self) -> Vec<String> {
+        self.shared.transfer_addresses()
+    }
+
+    /// Every path to another worker's memory, with what was seen of it.
+    pub fn peer_paths(&self) -> Vec<PathStatistics> {
+        self.peers
+            .as_ref()
+            .map_or_else(Vec::new, |peers| peers.paths())
     }
 
     /// Waits until a plan of this version, or of a later one, is published as far as it can be,
@@ -304,6 +382,9 @@ impl WorkerHandle {
     /// and the directory is free for the next worker when this returns.
     pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
+        if let Some(serving) = self.serving.take() {
+            serving.stop().await;
+        }
         for task in std::mem::take(&mut self.tasks) {
             if let Err(error) = task.await
                 && error.is_panic()

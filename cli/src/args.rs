@@ -142,6 +142,11 @@ pub enum Command {
     Unload(UnloadArgs),
     /// Show tables, versions, workers and problems.
     Status(StatusArgs),
+    /// Show how workers reach each other's memory: paths, latency, bandwidth, failures.
+    #[command(after_help = "Examples:
+  stoa --etcd node1 peers
+  stoa --etcd node1 peers --json")]
+    Peers(PeersArgs),
     /// Lock workers' caches in memory, so that they cannot be swapped out.
     #[command(after_help = "Examples:
   stoa --etcd node1 pin                     all workers
@@ -270,6 +275,10 @@ pub struct LayoutCreateArgs {
     /// Only files with exactly N row groups (Pixels' rule); else the smaller tails too.
     #[arg(long, value_name = "N")]
     pub full_files_only: Option<u32>,
+    /// On how many workers each chunk should lie: 1, 2, … or `all`, for small tables that every
+    /// node reads; else on one.
+    #[arg(long, value_name = "K|all")]
+    pub replicas: Option<Replicas>,
     /// The form of cached chunks: auto, arrow, packed or parquet; COLUMN=FORM for one column.
     /// auto chooses what scans fastest within the budget, arrow is decoded (3 to 5 times the bytes
     /// of Parquet), packed takes less than Parquet and is unpacked while it is read, parquet is as
@@ -279,10 +288,6 @@ pub struct LayoutCreateArgs {
     /// What --form auto fills; else what the workers have room for.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub budget: Option<u64>,
-    /// On how many workers each chunk should lie: 1, 2, … or `all`, for small tables that every
-    /// node reads; else on one.
-    #[arg(long, value_name = "K|all")]
-    pub replicas: Option<Replicas>,
     /// The columns in the directory names (`year=2026/`); else found by themselves.
     #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
     pub partition_columns: Vec<String>,
@@ -365,6 +370,17 @@ pub struct StatusArgs {
     /// degraded.
     #[arg(long, value_name = "WORKERS")]
     pub require_ready: Option<usize>,
+}
+
+/// `stoa peers …`
+#[derive(Debug, Args)]
+pub struct PeersArgs {
+    /// Workers by id or host; else all.
+    #[arg(value_name = "WORKER")]
+    pub workers: Vec<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `stoa pin …` and `stoa unpin …`

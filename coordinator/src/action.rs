@@ -65,6 +65,10 @@ pub enum Why {
     WorkerJoined(String),
     /// A worker has another capacity.
     CapacityChanged(String),
+    /// A worker looked and saw other files than the plan was made for.
+    FilesChanged(String),
+    /// A worker knows a later plan than the one in force: the metastore was restored.
+    Overtaken(String),
     /// Workers reported actual sizes that make another plan better.
     SizesCorrected,
     /// Room became free for what was left out.
@@ -78,6 +82,8 @@ impl std::fmt::Display for Why {
             Why::WorkerGone(worker) => write!(f, "worker {worker} is gone"),
             Why::WorkerJoined(worker) => write!(f, "worker {worker} joined"),
             Why::CapacityChanged(worker) => write!(f, "capacity of worker {worker} changed"),
+            Why::FilesChanged(worker) => write!(f, "worker {worker} sees other files"),
+            Why::Overtaken(worker) => write!(f, "worker {worker} knows a later plan"),
             Why::SizesCorrected => write!(f, "workers reported actual sizes"),
             Why::RoomFreed => write!(f, "room became free"),
         }

@@ -82,7 +82,10 @@ impl Table<'_> {
         let version_in_force = in_force.and_then(|plan| plan.version().ok());
         self.reject_what_failed(wanted, decision);
         if self.requested.request.unloaded {
-            if let Some(plan) = in_force.filter(|plan| !plan.unloaded) {
+            let is_heard = |plan: &CacheVersion| {
+                plan.unloaded && overtaking(self.table, plan, self.view).is_none()
+            };
+            if let Some(plan) = in_force.filter(|plan| !is_heard(plan)) {
                 let version = plan.version().unwrap_or(wanted).max(wanted);
                 if self.is_due(version, decision) {
                     decision.actions.push(Action::WriteUnloaded {
@@ -180,6 +183,9 @@ impl Table<'_> {
         {
             return Some(Why::WorkerJoined(joined.clone()));
         }
+        if let Some(worker) = overtaking(self.table, plan, self.view) {
+            return Some(Why::Overtaken(worker.clone()));
+        }
         let basis = memory.table(self.table).basis(plan.plan)?;
         let several = basis.capacities.len() > 1;
         for (worker, then) in &basis.capacities {
@@ -198,9 +204,18 @@ impl Table<'_> {
         }
         let correction = memory.correction_from_reports(self.table, plan, self.view);
         let free = memory.room_for(self.table, self.view, self.settings.reserve_ratio);
-        self.memory
-            .table_mut(self.table)
-            .reconsider(plan.plan, correction, free)
+        // A worker that has not heard of this version yet speaks of another one's files.
+        let files = self.view.states.iter().filter_map(|(worker, state)| {
+            let state = state.tables.get(self.table)?;
+            let speaks = state.target.is_some_and(|target| target.version == wanted);
+            (speaks && memory.is_live(worker)).then_some((worker.as_str(), state.files.as_str()))
+        });
+        let files: Vec<(&str, &str)> = files.collect();
+        let table = self.memory.table_mut(self.table);
+        if let Some(why) = table.compare_files(plan.plan, wanted, files.into_iter()) {
+            return Some(why);
+        }
+        table.reconsider(plan.plan, correction, free)
     }
 
     fn plan(&mut self, why: Why, version: u64, decision: &mut Decision) {
@@ -395,6 +410,20 @@ impl Table<'_> {
             });
         }
     }
+}
+
+/// A worker that knows a later plan of the table than the one in force, and so will not follow it.
+fn overtaking<'a>(table: &str, in_force: &CacheVersion, view: &'a View) -> Option<&'a String> {
+    let knows_later = |state: &WorkerState| {
+        let known = state.tables.get(table);
+        let known = known.map_or([None; 2], |known| [known.target, known.current]);
+        known
+            .iter()
+            .flatten()
+            .any(|known| known.plan > in_force.plan)
+    };
+    let mut states = view.states.iter();
+    states.find_map(|(worker, state)| knows_later(state).then_some(worker))
 }
 
 fn push_once(actions: &mut Vec<Action>, action: Action) {

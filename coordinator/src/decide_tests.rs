@@ -20,6 +20,8 @@ struct World {
     revision: i64,
     /// Bytes of every table on every worker, as estimated.
     bytes: u64,
+    /// Names the files of every table, as they are found when they are read.
+    files: String,
 }
 
 impl World {
@@ -30,6 +32,7 @@ impl World {
             now_ms: 0,
             revision: 0,
             bytes: 100,
+            files: String::new(),
         };
         workers.iter().for_each(|id| world.join(id, 1_000));
         world.decide();
@@ -121,6 +124,7 @@ impl World {
                         .memory
                         .room_for(table, &self.view, SETTINGS.reserve_ratio),
                     correction: *correction,
+                    files: self.files.clone(),
                     ..Basis::default()
                 };
                 self.view.in_force.insert(table.clone(), plan);
@@ -158,10 +162,8 @@ impl World {
     }
 
     fn next(&self, table: &str) -> u64 {
-        self.view
-            .in_force
-            .get(table)
-            .map_or(1, |plan| plan.plan + 1)
+        let states: Vec<WorkerState> = self.view.states.values().cloned().collect();
+        stoa_metastore::next_plan(table, self.view.in_force.get(table), &states)
     }
 
     /// All live workers of the table's plan are done with it.
@@ -719,4 +721,96 @@ fn after_everybody_left_the_plan_waits_for_them() {
     world.run();
     world.now_ms += 1_000;
     assert_eq!(world.run(), [], "they are as they were: nothing to plan");
+}
+
+/// What a worker saw of a table's files at its last look.
+fn sees(world: &mut World, worker: &str, files: &str) {
+    let plan = &world.view.in_force["a.b"];
+    let target = plan.target().unwrap();
+    let state = world.view.states.get_mut(worker).unwrap();
+    let table = state.tables.entry("a.b".to_owned()).or_default();
+    table.target = Some(target);
+    files.clone_into(&mut table.files);
+}
+
+#[test]
+fn files_that_changed_are_planned_anew_once_for_everybody_who_sees_it() {
+    let mut world = World::new(&["w1", "w2"]);
+    world.files = "old".to_owned();
+    world.request("a.b:1");
+    world.run();
+    for worker in ["w1", "w2"] {
+        sees(&mut world, worker, "old");
+    }
+    assert_eq!(planned(&world.run()), [], "they see what was planned");
+
+    world.files = "new".to_owned();
+    sees(&mut world, "w1", "new");
+    let plans = |done: &[Action]| planned(done).len();
+    let done = world.run();
+    let why = Why::FilesChanged("w1".into());
+    assert_eq!(planned(&done).first(), Some(&("a.b", 1, &why)));
+    // The other has not looked yet; that its files are not those of the new plan is looked into
+    // once, and then it is left in peace.
+    assert!(plans(&done) <= 2, "{done:?}");
+    assert_eq!(planned(&world.run()), []);
+    sees(&mut world, "w2", "new");
+    assert_eq!(planned(&world.run()), [], "what it sees is planned already");
+
+    // As it was before: that too is a change.
+    world.files = "old".to_owned();
+    sees(&mut world, "w2", "old");
+    assert!(plans(&world.run()) >= 1);
+    sees(&mut world, "w1", "old");
+    assert_eq!(planned(&world.run()), []);
+}
+
+#[test]
+fn a_worker_that_speaks_of_another_version_says_nothing_about_this_one() {
+    let mut world = World::new(&["w1"]);
+    world.files = "one".to_owned();
+    world.request("a.b:1");
+    world.run();
+    sees(&mut world, "w1", "one");
+    world.files = "two".to_owned();
+    world.request("a.b:2");
+    assert_eq!(planned(&world.run()), [("a.b", 2, &Why::NewVersion)]);
+    assert_eq!(
+        planned(&world.run()),
+        [],
+        "its report is of version 1 still"
+    );
+}
+
+/// etcd was restored: it shows an older plan than the workers follow, and they will not go back.
+#[test]
+fn a_plan_that_workers_have_overtaken_is_written_again_under_a_later_number() {
+    let mut world = World::new(&["w1", "w2"]);
+    world.request("a.b:1");
+    world.run();
+    let later = PlanTarget {
+        plan: 41,
+        version: 2,
+    };
+    let state = world.view.states.get_mut("w2").unwrap();
+    state.tables.entry("a.b".to_owned()).or_default().target = Some(later);
+    let done = world.run();
+    let why = Why::Overtaken("w2".into());
+    assert_eq!(planned(&done), [("a.b", 1, &why)]);
+    assert_eq!(world.view.in_force["a.b"].plan, 42);
+    assert_eq!(planned(&world.run()), []);
+
+    // That a table is to be dropped has to be heard as well.
+    world.request("a.b:1 unloaded");
+    world.run();
+    assert!(world.view.in_force["a.b"].unloaded);
+    let state = world.view.states.get_mut("w1").unwrap();
+    let later = PlanTarget {
+        plan: 60,
+        version: 1,
+    };
+    state.tables.entry("a.b".to_owned()).or_default().target = Some(later);
+    world.run();
+    assert!(world.view.in_force["a.b"].unloaded);
+    assert_eq!(world.view.in_force["a.b"].plan, 61);
 }

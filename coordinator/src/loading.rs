@@ -22,6 +22,7 @@ impl Term<'_> {
         self.memory.catalog_loading(&table, version);
         let (records, origin) = (self.shared.records.clone(), self.shared.origin.clone());
         let now_ms = self.shared.clock.unix_ms();
+        let look = self.memory.table(&table).is_outdated();
         let budget_bytes = self.room(&table);
         self.loads.spawn(async move {
             // A panic in a task of its own costs one table, not the term.
@@ -30,6 +31,7 @@ impl Term<'_> {
                 origin,
                 table.clone(),
                 version,
+                look,
                 now_ms,
                 budget_bytes,
             ));
@@ -77,11 +79,14 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Reads the footers of the files that a layout version names, or, to `look`, of those that lie
+/// at its location now.
 async fn load(
     records: Records,
     origin: Origin,
     table: String,
     version: u64,
+    look: bool,
     now_unix_ms: u64,
     budget_bytes: u64,
 ) -> Result<SizedTable> {
@@ -106,9 +111,19 @@ async fn load(
             found,
         });
     }
-    let catalog = TableCatalog::load(&origin, &document, now_unix_ms)
+    let mut catalog = TableCatalog::load(&origin, &document, now_unix_ms)
         .await
         .map_err(failed)?;
+    // Without names in the layout, reading it is looking.
+    if look
+        && !document.files.is_empty()
+        && let Some(newer) = catalog
+            .refresh(&origin, now_unix_ms)
+            .await
+            .map_err(failed)?
+    {
+        catalog = newer;
+    }
     for file in &catalog.rejected {
         tracing::warn!(
             table,

@@ -66,6 +66,7 @@ impl Term<'_> {
             missing_bytes: 0,
             room_bytes: self.room_for(table),
             correction: self.memory.table(table).correction(),
+            files: sized.files_digest().to_owned(),
         };
         self.memory.planned(table, version, basis, None);
         Ok(())
@@ -171,6 +172,7 @@ impl Term<'_> {
                         bytes.saturating_mul(u64::from(*lacks)).saturating_add(sum)
                     }),
                     correction,
+                    files: sized.files_digest().to_owned(),
                     ..Basis::default()
                 };
                 (made, basis, plans)
@@ -185,8 +187,13 @@ impl Term<'_> {
             room_bytes: self.room_for(table),
             ..basis
         };
+        // One that workers have overtaken has to be written again, under a later number.
+        let overtaken = matches!(why, Why::Overtaken(_));
         let same = in_force.as_ref().filter(|pointer| {
-            !pointer.unloaded && pointer.version().ok() == Some(version) && *parts == plans
+            !overtaken
+                && !pointer.unloaded
+                && pointer.version().ok() == Some(version)
+                && *parts == plans
         });
         if let Some(pointer) = same {
             tracing::debug!(table, version, %why, "the plan in force is still the best");

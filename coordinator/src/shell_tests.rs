@@ -708,6 +708,35 @@ async fn old_plans_are_pruned_and_a_wrong_layout_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layouts_but_the_newest_sixteen_are_pruned() {
+    let place = Place::new();
+    place.table("s.t", 1);
+    let _worker = place.worker("w1", 1 << 30).await;
+    for version in 1..=20 {
+        place.publish("s.t", version, &["a"]).await;
+    }
+    place.load("s.t:2").await;
+    let running = place.start("c1");
+    place.plan("s.t:2", |_| true).await;
+    let layouts = async |newest: u64| {
+        let listed = place.records.layouts("s.t").await.unwrap();
+        (listed.last() == Some(&newest)).then_some(listed)
+    };
+    // The one in force is among the oldest, and stays.
+    until("pruning below the plan in force", async || {
+        layouts(20).await.filter(|listed| listed[0] == 2)
+    })
+    .await;
+    place.load("s.t:20").await;
+    let kept = until("pruning", async || {
+        layouts(20).await.filter(|listed| listed.len() == 16)
+    })
+    .await;
+    assert_eq!(kept, (5..=20).collect::<Vec<u64>>());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twelve_versions_of_two_tables_interleaved_converge_under_changing_coordinators() {
     let place = Place::new();
     for table in ["s.a", "s.b"] {

@@ -19,6 +19,8 @@ pub(crate) struct SizedTable {
     replicas: Replicas,
     /// Files that cannot be cached, and why, for people.
     rejected: Option<String>,
+    /// Names the files, readable or not.
+    digest: String,
 }
 
 impl SizedTable {
@@ -58,12 +60,18 @@ impl SizedTable {
             groups,
             replicas: catalog.layout.replicas,
             rejected: describe_rejected(catalog),
+            digest: catalog.files_digest(),
         })
     }
 
     /// The files that cannot be cached, in words.
     pub(crate) fn rejected(&self) -> Option<&str> {
         self.rejected.as_deref()
+    }
+
+    /// Names the files that were seen, readable or not.
+    pub(crate) fn files_digest(&self) -> &str {
+        &self.digest
     }
 
     /// On how many workers each chunk should lie.

@@ -35,6 +35,8 @@ pub struct Basis {
     pub room_bytes: u64,
     /// The correction it counted with.
     pub correction: f64,
+    /// Names the files that it was made for.
+    pub files: String,
 }
 
 /// Why a table could not be loaded or planned.
@@ -60,6 +62,10 @@ pub struct TableMemory {
     corrections: u32,
     corrected_version: u64,
     pruned: u64,
+    /// By worker, the files it reported and those of the plan, when they differed last.
+    compared: BTreeMap<String, (String, String)>,
+    /// The worker whose report made what was read of the files out of date.
+    outdated_by: Option<String>,
 }
 
 impl Default for TableMemory {
@@ -73,6 +79,8 @@ impl Default for TableMemory {
             corrections: 0,
             corrected_version: 0,
             pruned: 0,
+            compared: BTreeMap::new(),
+            outdated_by: None,
         }
     }
 }
@@ -174,6 +182,7 @@ impl TableMemory {
         if why == Some(&Why::SizesCorrected) {
             self.corrections += 1;
         }
+        self.outdated_by = None;
         self.basis = Some(basis);
     }
 
@@ -189,6 +198,39 @@ impl TableMemory {
 
     pub(crate) fn prune(&mut self, plan: u64) {
         self.pruned = plan;
+    }
+
+    /// Whether the files have to be looked at again, rather than taken as the layout names them.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated_by.is_some()
+    }
+
+    /// Compares the files that live workers saw with those the plan was made for. Where they
+    /// differ the footers are read again, once for each such difference: who looked earlier than
+    /// others reports the older files for a while.
+    pub(crate) fn compare_files<'a>(
+        &mut self,
+        plan: u64,
+        version: u64,
+        reports: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Option<Why> {
+        let planned = self.basis(plan)?.files.clone();
+        for (worker, files) in reports {
+            if files.is_empty() {
+                continue;
+            }
+            if files == planned {
+                self.compared.remove(worker);
+                continue;
+            }
+            let difference = (files.to_owned(), planned.clone());
+            let known = self.compared.insert(worker.to_owned(), difference.clone());
+            if known.as_ref() != Some(&difference) {
+                self.loaded.remove(&version);
+                self.outdated_by = Some(worker.to_owned());
+            }
+        }
+        self.outdated_by.clone().map(Why::FilesChanged)
     }
 
     /// Takes in what workers reported, and says whether that is reason for another plan: sizes were

@@ -29,6 +29,9 @@ const SHOWN_MAX: usize = 64;
 const TICK: Duration = Duration::from_secs(5);
 /// Decisions in a row; more of them would be a mistake of ours, and must not stop everything else.
 const ROUNDS_MAX: u32 = 1000;
+/// Layout versions of a table that are kept, for people who want an earlier one back; those that
+/// are wanted or in force are kept anyway.
+const LAYOUTS_KEPT: usize = 16;
 /// How long a plan of our own counts although the followed state does not show it yet.
 const OWN_PLAN_MS: u64 = 10_000;
 
@@ -129,7 +132,8 @@ impl<'a> Term<'a> {
         loop {
             let wake_ms = if self.follows.listed == [true; 4] {
                 match self.act().await {
-                    Ok(decision) => decision.wake_ms,
+                    Ok(Some(decision)) => decision.wake_ms,
+                    Ok(None) => return Ok(End::Lost),
                     Err(error) if error.kind() == ErrorKind::Retry => {
                         tracing::warn!(%error, "the metastore does not answer; trying again");
                         self.problems.insert("metastore", error.to_string());
@@ -213,8 +217,9 @@ impl<'a> Term<'a> {
         self.plans_written += 1;
     }
 
-    /// Decides and acts until there is nothing left to do but wait.
-    async fn act(&mut self) -> Result<Decision, StoreError> {
+    /// Decides and acts until there is nothing left to do but wait; `None` when the metastore is
+    /// followed again after it was found to be another one.
+    async fn act(&mut self) -> Result<Option<Decision>, StoreError> {
         let frozen = self.follows.health().find_map(|health| match health {
             FollowHealth::Frozen(continuity) => Some(continuity.to_string()),
             _ => None,
@@ -223,6 +228,11 @@ impl<'a> Term<'a> {
             FollowHealth::Unreachable { reason } => Some(reason),
             _ => None,
         });
+        // What is remembered of a metastore that was replaced under us is no guide to what is there
+        // now: numbers may begin anew. A new term finds out everything again.
+        if self.view.frozen.is_some() && frozen.is_none() {
+            return Ok(None);
+        }
         self.view.frozen = frozen.clone();
         self.note_problem("frozen", frozen);
         self.note_problem("metastore", unreachable);
@@ -238,7 +248,7 @@ impl<'a> Term<'a> {
             self.forget_what_is_not_needed();
             self.publish_status(&decision);
             if decision.actions.is_empty() {
-                return Ok(decision);
+                return Ok(Some(decision));
             }
             let mut only_loads = true;
             for action in decision.actions.clone() {
@@ -246,14 +256,14 @@ impl<'a> Term<'a> {
                 self.carry_out(action).await?;
             }
             if only_loads {
-                return Ok(decision);
+                return Ok(Some(decision));
             }
         }
         tracing::error!(
             ROUNDS_MAX,
             "the coordinator goes round in circles; report this"
         );
-        Ok(Decision::default())
+        Ok(Some(Decision::default()))
     }
 
     /// What plans of earlier coordinators were made of, as they wrote it down.
@@ -302,16 +312,19 @@ impl<'a> Term<'a> {
                 revision,
             } => self.reject(request, reason, revision).await,
             Action::Prune { table } => {
-                let removed = self
-                    .shared
-                    .records
-                    .prune_plans(self.leadership, &table)
-                    .await?;
+                let records = &self.shared.records;
+                let mut removed = records.prune_plans(self.leadership, &table).await?;
+                let layouts = records.layouts(&table).await?;
+                if let Some(keep_from) = layouts.iter().rev().nth(LAYOUTS_KEPT - 1) {
+                    removed += records
+                        .prune_layouts(self.leadership, &table, *keep_from)
+                        .await?;
+                }
                 if removed > 0 {
                     tracing::debug!(
                         table,
                         removed,
-                        "plans that nobody needs any more are removed"
+                        "plans and layouts that nobody needs any more are removed"
                     );
                 }
                 let plan = self.view.in_force.get(&table).map_or(0, |plan| plan.plan);

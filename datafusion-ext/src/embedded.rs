@@ -25,6 +25,10 @@ pub struct EmbeddedSettings {
     pub capacity_bytes: u64,
     /// Where the metastore persists; in memory where there is none.
     pub state_directory: Option<PathBuf>,
+    /// Whether the directory's group may read it (0750), rather than its user alone.
+    pub group_access: bool,
+    /// Whether what is published is locked in memory.
+    pub pin: bool,
     /// How often the files of loaded tables are looked at again; `None` for never.
     pub freshness: Option<Duration>,
     /// Whether this process hashes a local chunk when it first reads it.
@@ -44,6 +48,8 @@ impl Default for EmbeddedSettings {
             cache_directory: CacheDir::default_path(),
             capacity_bytes: 4 << 30,
             state_directory: None,
+            group_access: false,
+            pin: false,
             freshness: Some(Duration::from_secs(60)),
             verify: Verify::Never,
             prefault: false,
@@ -128,6 +134,8 @@ impl Embedded {
         };
         let worker = WorkerSettings {
             freshness: settings.freshness,
+            group_access: settings.group_access,
+            pin: settings.pin,
             ..WorkerSettings::new(
                 "embedded",
                 settings.cache_directory,

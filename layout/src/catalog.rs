@@ -1,5 +1,6 @@
 //! What a table's files say about themselves.
 
+use std::hash::Hasher;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use bytes::Bytes;
 use parquet::file::metadata::ParquetMetaData;
 use stoa_origin::ObjectIdentity;
+use twox_hash::XxHash3_64;
 
 use crate::document::LayoutDocument;
 use crate::error::{Error, Result};
@@ -124,6 +126,18 @@ impl TableCatalog {
         let mut snapshot: Vec<ObjectIdentity> = files.chain(rejected).cloned().collect();
         snapshot.sort();
         snapshot
+    }
+
+    /// Names the set of files, readable or not, with their identities: catalogs with the same
+    /// digest (16 hexadecimal digits) saw the same files.
+    pub fn files_digest(&self) -> String {
+        let mut hash = XxHash3_64::new();
+        for identity in self.snapshot() {
+            let key = identity.to_key();
+            hash.write(&(key.len() as u64).to_le_bytes());
+            hash.write(&key);
+        }
+        format!("{:016x}", hash.finish())
     }
 
     /// Rows of all files.

@@ -985,7 +985,8 @@ async fn estimates_are_near_the_real_sizes() {
     );
     let bytes = write(&batch.unwrap(), WriterProperties::builder().build());
     let bucket = Bucket::with(&[("a.parquet", bytes)]).await;
-    let catalog = bucket.catalog().await;
+    let mut catalog = bucket.catalog().await;
+    catalog.layout.form = FormChoice::Arrow;
     for (size, (name, _, bytes_a_row)) in sizes(&catalog).iter().zip(&columns) {
         assert_eq!(size.column, *name);
         let least = bytes_a_row * rows as u64;

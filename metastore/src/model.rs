@@ -87,6 +87,10 @@ pub struct WorkerAddresses {
     /// Metrics and health over HTTP, `host:port`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
+    /// The memory itself, for reads of other hosts: `host:port` of each way, the preferred one
+    /// first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub transfer: Vec<String>,
 }
 
 /// That a worker lives: the value of `worker/{id}`, under the worker's lease.
@@ -107,6 +111,10 @@ pub struct WorkerRecord {
     pub started_unix_ms: u64,
     /// Drawn at each start: tells a restarted worker from the one before.
     pub incarnation: String,
+    /// Drawn with the cache directory, 16 hexadecimal digits: part of the name under which others
+    /// read its segments. Empty where they cannot.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cache_incarnation: String,
 }
 
 /// What a worker is doing.
@@ -194,6 +202,10 @@ pub struct TableState {
     pub peer_bytes: u64,
     /// What did not fit or could not be had.
     pub left_out: LeftOut,
+    /// Names the files that the worker saw at its last look; empty before the first. Another name
+    /// than that of the files a plan was made for is a reason to make it anew.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub files: String,
     /// The last error with this table, if it stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

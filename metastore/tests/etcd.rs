@@ -10,7 +10,7 @@ use stoa_metastore::conformance::{Harness, run_all};
 use stoa_metastore::testing::{EtcdServer, TlsFiles};
 use stoa_metastore::{
     Continuity, Error, ErrorKind, EtcdMetastore, EtcdSettings, FollowHealth, FollowOptions,
-    Metastore, Op, Records, Txn,
+    Metastore, OnDiscontinuity, Op, Records, Txn,
 };
 
 struct Etcd {
@@ -175,6 +175,12 @@ async fn a_restored_backup_freezes_the_followers() {
         within("first listing", follow.next()).await.unwrap()[0].value,
         b"new 4"
     );
+    let not_for_long = FollowOptions {
+        on_discontinuity: OnDiscontinuity::FreezeFor(Duration::from_secs(2)),
+        ..quick()
+    };
+    let mut patient = records.follow_with("f/", not_for_long);
+    within("first listing", patient.next()).await.unwrap();
 
     server.kill();
     std::fs::remove_dir_all(server.data_dir()).unwrap();
@@ -201,6 +207,13 @@ async fn a_restored_backup_freezes_the_followers() {
     assert!(
         silence.is_err(),
         "nothing is believed while frozen: {silence:?}"
+    );
+    assert_eq!(
+        within("accepted after a while", patient.next())
+            .await
+            .unwrap()[0]
+            .value,
+        b"other 9"
     );
     follow.thaw();
     assert_eq!(

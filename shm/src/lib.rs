@@ -70,7 +70,7 @@ pub use dir::{CacheDir, CacheDirOptions};
 pub use directory::{Directory, DirectoryReader, Holder, HoldingWorker};
 pub use error::{Error, ErrorKind, Result};
 pub use index::{Entry, FileId, Wanted};
-pub use mapped::{ChunkBytes, SegmentMap};
+pub use mapped::{ChunkBytes, SegmentFiles, SegmentMap};
 pub use reader::{CacheReader, ReaderOptions, Snapshot, Verify};
 pub use segment_writer::SegmentWriter;
 pub use space::Space;

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -219,6 +220,44 @@ impl Deref for ChunkBytes {
     #[inline]
     fn deref(&self) -> &[u8] {
         &self.owner.bytes()[self.offset..self.offset + self.length]
+    }
+}
+
+/// Opens whole sealed segments of one cache directory, for those who hand their bytes on.
+#[derive(Clone, Debug)]
+pub struct SegmentFiles {
+    dir: DirPlace,
+}
+
+impl SegmentFiles {
+    pub(crate) fn new(dir: DirPlace) -> SegmentFiles {
+        SegmentFiles { dir }
+    }
+
+    /// Maps a sealed segment. Like any reader's, the map keeps the memory of a retired segment:
+    /// let go of what [`CacheWriter::live_segments`](crate::CacheWriter::live_segments) no longer
+    /// names.
+    ///
+    /// # Errors
+    /// [`Miss::SegmentGone`], [`Miss::Corrupt`].
+    pub fn map(&self, id: SegmentId) -> Result<Arc<SegmentMap>, Miss> {
+        SegmentMap::shared(&self.dir, id, None)
+    }
+
+    /// A descriptor of the segment that `map` maps, from which the kernel can send; `None` if it
+    /// was retired meanwhile.
+    pub fn file(&self, map: &SegmentMap) -> Option<File> {
+        let file = open_file(&self.dir.path.join(Name::Segment(map.id()).to_string())).ok()?;
+        // Names are never used twice, so a file under this one that has the size is that segment.
+        let bytes = file.metadata().ok()?.len();
+        (bytes == map.file_bytes()).then_some(file)
+    }
+}
+
+impl AsRef<[u8]> for SegmentMap {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
     }
 }
 

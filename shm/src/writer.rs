@@ -18,7 +18,7 @@ use crate::index::{Index, IndexedSegment, check_range_in};
 use crate::index_build::{IndexInput, build};
 use crate::lock::WriteLock;
 use crate::map::FileMap;
-use crate::mapped::{DirPlace, guard};
+use crate::mapped::{DirPlace, SegmentFiles, guard};
 use crate::reader::map_index;
 use crate::recovery::{Recovered, recover};
 use crate::segment_writer::{SegmentWriter, allocate, storage_error};
@@ -151,6 +151,11 @@ impl CacheWriter {
     /// means other bytes. Drawn when the directory was made, and kept in it.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    /// Opens sealed segments of this directory, published or not.
+    pub fn segment_files(&self) -> SegmentFiles {
+        SegmentFiles::new(self.place.clone())
     }
 
     /// Begins a segment that takes chunks of `capacity` bytes in total, each rounded up to

@@ -8,6 +8,7 @@
 #
 # Provides: vm_prepare, vm_run, vm_run_pair.
 # Inputs: STOA_RDMA_CACHE    where downloads are kept (${XDG_CACHE_HOME:-~/.cache}/stoa/rdma)
+#         STOA_RDMA_KERNEL   Debian's package of the kernel (linux-image-6.12-amd64)
 #         STOA_RDMA_TIMEOUT  seconds that a guest may take (600)
 #         STOA_RDMA_MEMORY   MiB of a guest (1024)
 #         STOA_RDMA_KEEP     if not empty, consoles and images of guests are kept in the cache
@@ -17,8 +18,9 @@ VM_SOURCE="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 VM_CACHE="${STOA_RDMA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/stoa/rdma}"
 VM_TIMEOUT="${STOA_RDMA_TIMEOUT:-600}"
 
-# A kernel that has soft-RoCE: the one for clouds (-cloud-amd64) does not.
-VM_KERNEL=linux-image-6.12-amd64
+# A kernel that has soft-RoCE: the one for clouds (-cloud-amd64) does not. linux-image-amd64 is 6.1,
+# which registers memory in another way.
+VM_KERNEL="${STOA_RDMA_KERNEL:-linux-image-6.12-amd64}"
 VM_PACKAGES=(
     busybox-static iproute2 libc6 libgcc-s1
     libibverbs1 ibverbs-providers librdmacm1 libnl-3-200 libnl-route-3-200

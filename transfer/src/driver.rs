@@ -201,7 +201,11 @@ impl Driver {
             }
             tokio::select! {
                 biased;
-                Some(event) = self.running.next(), if !self.running.is_empty() => self.handle(event),
+                event = self.running.next(), if !self.running.is_empty() => {
+                    if let Some(event) = event {
+                        self.handle(event);
+                    }
+                }
                 permit = async { waiting.as_mut().expect("guarded").await }, if waiting.is_some() => {
                     waiting = None;
                     // The budget is never closed.
@@ -245,6 +249,10 @@ impl Driver {
 
     /// Sends the first of the queue, whose permit is here, and with it what else may go now.
     fn send_group(&mut self, permit: OwnedSemaphorePermit) {
+        if Instant::now() >= self.deadline {
+            let error = passed(&format!("peer {}", self.peer.id), self.started);
+            return self.fail_queue(&error);
+        }
         let chosen = match self.choice.pick(&self.peer.id, self.deadline) {
             Ok(chosen) => chosen,
             Err(error) => return self.fail_queue(&error),

@@ -93,7 +93,7 @@ macro_rules! wire_struct {
 }
 
 // The messages that set up RDMA are declared the same way.
-#[cfg(feature = "rdma")]
+#[cfg(any(test, feature = "rdma", feature = "conformance"))]
 pub(crate) use wire_struct;
 
 wire_struct! {

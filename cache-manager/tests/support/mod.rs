@@ -19,7 +19,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use stoa_cache_manager::{Worker, WorkerHandle, WorkerSettings};
 use stoa_layout::{LayoutDocument, LayoutVersion, TableCatalog, TableName, WantedChunk};
-use stoa_metastore::{EmbeddedMetastore, Leadership, Records, TableState, WorkerPlan};
+use stoa_metastore::{EmbeddedMetastore, Leadership, PlanNotes, Records, TableState, WorkerPlan};
 use stoa_origin::object_store::memory::InMemory;
 use stoa_origin::object_store::{self, ObjectStore, ObjectStoreExt, PutPayload};
 use stoa_origin::{Backoff, Origin, OriginLimits, StoreSettings, Stores};
@@ -156,7 +156,8 @@ pub(crate) struct World {
     pub(crate) origin: Origin,
     /// What the test itself reads through, so that the worker's requests can be counted.
     pub(crate) own_origin: Origin,
-    plan: u64,
+    /// The number of the plan written last.
+    pub(crate) plan: u64,
 }
 
 impl Drop for World {
@@ -164,6 +165,16 @@ impl Drop for World {
         // The counters live beside the directory, and are named after it.
         let _ = stoa_shm::counters::AccessCounters::remove(self.cache.path());
     }
+}
+
+/// A private directory in shared memory.
+pub(crate) fn cache_directory() -> tempfile::TempDir {
+    let cache = tempfile::Builder::new()
+        .prefix("stoa-test-")
+        .tempdir_in("/dev/shm")
+        .unwrap();
+    std::fs::set_permissions(cache.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    cache
 }
 
 fn origin(store: &Arc<Moody>) -> Origin {
@@ -200,11 +211,7 @@ impl World {
             .await
             .unwrap()
             .unwrap();
-        let cache = tempfile::Builder::new()
-            .prefix("stoa-test-")
-            .tempdir_in("/dev/shm")
-            .unwrap();
-        std::fs::set_permissions(cache.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let cache = cache_directory();
         World {
             origin: origin(&store),
             own_origin: origin(&store),
@@ -343,14 +350,29 @@ impl World {
                 })
                 .collect(),
         };
+        let plans = BTreeMap::from([(WORKER.to_owned(), plan)]);
+        self.write_plan(catalog, &plans, PlanNotes::default()).await
+    }
+
+    /// Puts a plan in force.
+    pub(crate) async fn write_plan(
+        &mut self,
+        catalog: &TableCatalog,
+        parts: &BTreeMap<String, WorkerPlan>,
+        notes: PlanNotes,
+    ) -> String {
         self.plan += 1;
         let table_version = catalog.table_version().to_string();
-        let plans = BTreeMap::from([(WORKER.to_owned(), plan)]);
         self.records
-            .write_plan(&self.leadership, &table_version, self.plan, &plans)
+            .write_plan_with(&self.leadership, &table_version, self.plan, parts, notes)
             .await
             .unwrap();
         table_version
+    }
+
+    /// Another reader of the store, whose requests are counted apart.
+    pub(crate) fn another_origin(&self) -> Origin {
+        origin(&self.store)
     }
 
     pub(crate) async fn unload(&mut self, table_version: &str) {

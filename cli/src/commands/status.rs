@@ -508,7 +508,7 @@ mod tests {
             capacity_bytes: 64 << 20,
             addresses: WorkerAddresses {
                 control: Some("127.0.0.1:7001".into()),
-                http: None,
+                ..WorkerAddresses::default()
             },
             ..WorkerRecord::default()
         };

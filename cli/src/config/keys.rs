@@ -34,6 +34,8 @@ pub enum Kind {
     Path,
     /// `host:port`; port 0 takes a free one.
     Address,
+    /// One or several `host:port`, separated by commas; port 0 takes a free one.
+    Addresses,
     /// Hosts separated by commas, each with an optional port.
     Hosts,
     /// One of a few words.
@@ -152,6 +154,30 @@ pub const KEYS: &[Key] = &[
         Bool,
         Fixed("true"),
         "Whether `stoa sql` serves STORED AS PARQUET tables and other stock Parquet scans from the cache too.",
+    ),
+    key(
+        "cache.remote.enabled",
+        Bool,
+        Fixed("true"),
+        "Whether queries read what other workers hold from their memory before they ask the origin.",
+    ),
+    key(
+        "cache.remote.deadline",
+        Span,
+        Fixed("1s"),
+        "What another worker always has to answer a query, beside what its bytes should take; then the origin is read.",
+    ),
+    key(
+        "cache.remote.inflight.size",
+        Bytes { min: MIB },
+        Fixed("256MiB"),
+        "How many bytes the queries of a process request from other workers at a time; half of it from one.",
+    ),
+    key(
+        "cache.remote.peers",
+        Hosts,
+        Unset,
+        "Workers, `host:port,…` of their transfer.address, that tell a machine without a worker who holds what.",
     ),
     key(
         "cache.storage.scheme",
@@ -292,6 +318,42 @@ pub const KEYS: &[Key] = &[
         Address,
         Fixed("127.0.0.1:0"),
         "Where workers and coordinator serve /metrics and /healthz; port 0 takes a free one.",
+    ),
+    key(
+        "transfer.address",
+        Addresses,
+        Fixed("127.0.0.1:0"),
+        "Where a worker's memory can be read by others; several addresses are several ways to it, the preferred one first.",
+    ),
+    key(
+        "transfer.tls.ca",
+        Path,
+        Unset,
+        "The certificate authority (PEM) that signed for all nodes; needed beyond loopback.",
+    ),
+    key(
+        "transfer.tls.cert",
+        Path,
+        Unset,
+        "This node's certificate (PEM), with the role stoa://role/node or stoa://role/reader among its names.",
+    ),
+    key(
+        "transfer.tls.key",
+        Path,
+        Unset,
+        "The private key (PEM) of transfer.tls.cert.",
+    ),
+    key(
+        "transfer.insecure",
+        Bool,
+        Fixed("false"),
+        "The consent to send cached columns in plain text over an address other than loopback.",
+    ),
+    key(
+        "transfer.deadline",
+        Span,
+        Fixed("5s"),
+        "How long another worker may take to answer before the origin is asked instead.",
     ),
     key(
         "origin.inflight.size",

@@ -22,7 +22,7 @@ pub use keys::{KEYS, Key, Kind, LEGACY_KEYS, LegacyKey, STORE_OPTIONS, Standard}
 pub use machine::{Machine, tmpfs_bytes};
 pub use settings::{
     CacheConfig, Config, ControlConfig, CoordinatorConfig, EtcdConfig, EtcdTls, HeartbeatConfig,
-    LogConfig, LogFormat, OriginConfig, StoreOption, WorkerConfig,
+    LogConfig, LogFormat, OriginConfig, RemoteConfig, StoreOption, WorkerConfig,
 };
 pub use sources::{Effective, Inputs, Resolved, Source, resolve};
 pub use value::{Secret, Value, format_bytes, parse_bytes};

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use stoa_forms::Chunk;
 use stoa_reader::{CachedChunk, ChunkSource, RemoteColumns, TableFile, View};
 
+use super::context::ScanContext;
 use super::metrics::SourceMetrics;
 use super::row_group::CachedRowGroup;
 
@@ -122,13 +123,17 @@ impl RemoteArrivals {
 /// Starts to fetch what `first`, which is read next, needs of neighbours, and what the row groups
 /// behind it need, as far ahead as memory allows.
 pub(crate) fn fetch_ahead(
-    view: &View,
+    context: &ScanContext,
     file: &TableFile,
     first: &mut CachedRowGroup,
     behind: &mut VecDeque<CachedRowGroup>,
 ) {
-    let index = first.index as u32;
-    first.remote.start(view, file, index);
+    let view = &context.view;
+    first.remote.start(view, file, first.index as u32);
+    // A scan that may stop early has no use for what it does not reach.
+    if context.limit.is_some() {
+        return;
+    }
     let mut ahead = 0;
     for group in behind {
         if ahead > 0 && ahead + group.remote.bytes > AHEAD_BYTES_MAX {

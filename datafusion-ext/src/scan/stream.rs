@@ -238,7 +238,7 @@ impl State {
         let context = &morsel.context;
         let sources = &context.sources;
         let hits = group.hits();
-        fetch_ahead(&context.view, &morsel.file, &mut group, &mut morsel.groups);
+        fetch_ahead(context, &morsel.file, &mut group, &mut morsel.groups);
         let remote = group.settle().await;
         remote.count(&context.view, sources);
         let missing = group.columns() - hits - remote.chunks();

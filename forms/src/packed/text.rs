@@ -70,6 +70,18 @@ pub(super) fn values(array: &ArrayRef) -> Vec<&[u8]> {
     }
 }
 
+/// An array of two values, which are text where the type is.
+pub(super) fn pair(data_type: &DataType, values: [&[u8]; 2]) -> ArrayRef {
+    let binary: ArrayRef = Arc::new(BinaryViewArray::from_iter_values(values));
+    match data_type {
+        DataType::Utf8View => {
+            let text = values.map(|value| std::str::from_utf8(value).ok());
+            Arc::new(StringViewArray::from_iter(text))
+        }
+        _ => binary,
+    }
+}
+
 /// Symbols trained on some of the values; `None` where they save less than a fifth.
 pub(super) fn train(values: &[&[u8]]) -> Option<Compressor> {
     let total: usize = values.iter().map(|v| v.len()).sum();

@@ -17,12 +17,17 @@ use super::Records;
 use crate::error::{Error, Result};
 use crate::store::{ClusterIdentity, Continuity, Entry, Metastore, WatchEvent, continuity};
 
+/// How long a state is frozen by default: everybody has to converge within a minute.
+const FROZEN_MAX: Duration = Duration::from_secs(30);
+
 /// What to do when another store answers, or the same one with lost revisions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDiscontinuity {
     /// Keep the last state and say so in [`Follow::health`], until [`Follow::thaw`].
-    #[default]
     Freeze,
+    /// The same, but no longer than this: time to notice the alarm, and for an address that was a
+    /// mistake to be put right.
+    FreezeFor(Duration),
     /// Say so in the log and go on with the state that is there now.
     Continue,
 }
@@ -46,7 +51,7 @@ impl Default for FollowOptions {
             relist: Duration::from_secs(60),
             back_off_min: Duration::from_millis(100),
             back_off_max: Duration::from_secs(5),
-            on_discontinuity: OnDiscontinuity::Freeze,
+            on_discontinuity: OnDiscontinuity::FreezeFor(FROZEN_MAX),
         }
     }
 }
@@ -63,7 +68,8 @@ pub enum FollowHealth {
         /// The last error.
         reason: String,
     },
-    /// The store is not the one seen before; the last state stands until [`Follow::thaw`].
+    /// The store is not the one seen before; the last state stands until [`Follow::thaw`], or for
+    /// as long as [`OnDiscontinuity::FreezeFor`] says.
     Frozen(Continuity),
 }
 
@@ -131,6 +137,7 @@ impl Records {
             thaw: Arc::clone(&thaw),
             entries: BTreeMap::new(),
             farthest: None,
+            frozen_since: None,
         };
         let task = tokio::spawn(follower.run());
         let states = futures::stream::unfold(state_rx, |mut rx| async move {
@@ -157,6 +164,8 @@ struct Follower {
     entries: BTreeMap<String, Entry>,
     /// The farthest that was ever seen of the store.
     farthest: Option<ClusterIdentity>,
+    /// Since when the store is not believed.
+    frozen_since: Option<Instant>,
 }
 
 impl Follower {
@@ -212,6 +221,7 @@ impl Follower {
             return Ok(());
         }
         self.farthest = Some(now);
+        self.frozen_since = None;
         let entries = listing
             .entries
             .into_iter()
@@ -305,6 +315,9 @@ impl Follower {
                 true
             }
             (_, was) => {
+                if was.is_none() {
+                    self.frozen_since = Some(Instant::now());
+                }
                 if was != Some(continuity) {
                     error!(prefix = self.prefix, "{continuity}");
                 }
@@ -314,11 +327,22 @@ impl Follower {
         }
     }
 
-    /// Waits for the next look, or for the operator's word that the store is to be believed.
+    /// Waits for the next look, for the operator's word that the store is to be believed, or until
+    /// it was frozen for long enough.
     async fn wait_frozen(&mut self, until: Instant) {
-        if timeout_at(until, self.thaw.notified()).await.is_ok() {
+        let believed_at = match (self.options.on_discontinuity, self.frozen_since) {
+            (OnDiscontinuity::FreezeFor(limit), Some(since)) => Some(since + limit),
+            _ => None,
+        };
+        let woken = timeout_at(
+            believed_at.unwrap_or(until).min(until),
+            self.thaw.notified(),
+        );
+        let told = woken.await.is_ok();
+        if told || believed_at.is_some_and(|at| at <= Instant::now()) {
             warn!(prefix = self.prefix, "taking the metastore as it is now");
             self.farthest = None;
+            self.frozen_since = None;
             self.health.send_replace(FollowHealth::Starting);
         }
     }

@@ -8,7 +8,7 @@ removing=rdma::tests::a_batch_whose_device_is_removed_ends_over_the_transport_be
 status=0
 
 echo "== transfers over one device"
-transfer-tests rdma:: --include-ignored --test-threads 1 --nocapture --skip "$limited" --skip "$removing" \
+transfer-tests rdma:: --ignored --test-threads 1 --nocapture --skip "$limited" --skip "$removing" \
     --skip between_hosts || status=1
 
 echo "== without the right to lock memory"

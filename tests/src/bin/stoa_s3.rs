@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -20,7 +21,10 @@ struct Arguments {
     /// The directory whose subdirectories are the buckets; created when missing.
     #[arg(long)]
     root: PathBuf,
-    /// The port on 127.0.0.1; 0 takes a free one.
+    /// The address to listen on; another one than loopback only inside of a test's own network.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// The port there; 0 takes a free one.
     #[arg(long, default_value_t = 0)]
     port: u16,
     /// The access key that requests must be signed with.
@@ -60,6 +64,7 @@ async fn main() -> ExitCode {
 async fn serve(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let server = S3Server::start(S3Options {
         root: arguments.root,
+        host: arguments.host,
         port: arguments.port,
         access_key: arguments.access_key,
         secret_key: arguments.secret_key,

@@ -17,7 +17,7 @@ pub mod faults;
 pub mod ledger;
 mod service;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,7 +44,9 @@ use ledger::Ledger;
 pub struct S3Options {
     /// The directory whose subdirectories are the buckets.
     pub root: PathBuf,
-    /// The port on loopback; 0 takes a free one.
+    /// The address that it listens on.
+    pub host: IpAddr,
+    /// The port there; 0 takes a free one.
     pub port: u16,
     /// The access key that requests are signed with.
     pub access_key: String,
@@ -57,6 +59,7 @@ impl S3Options {
     pub fn at(root: impl Into<PathBuf>) -> S3Options {
         S3Options {
             root: root.into(),
+            host: Ipv4Addr::LOCALHOST.into(),
             port: 0,
             access_key: "stoa-test".to_owned(),
             secret_key: "stoa-test-secret".to_owned(),
@@ -120,7 +123,7 @@ impl S3Server {
             temporary: AtomicU64::new(0),
         });
         let mut server = S3Server {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, options.port)),
+            address: SocketAddr::new(options.host, options.port),
             options,
             shared,
             runtime: None,

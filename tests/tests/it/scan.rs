@@ -191,6 +191,26 @@ async fn a_mixture_reads_only_what_is_missing() {
     cache.embedded.shutdown().await;
 }
 
+/// Who may read is configured for the cache, so it holds for the worker that runs embedded too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_embedded_cache_can_be_opened_to_a_group() {
+    use std::os::unix::fs::PermissionsExt;
+    for (group_access, mode) in [(false, 0o700), (true, 0o750)] {
+        let directory = CacheDirectory::new().unwrap();
+        let settings = EmbeddedSettings {
+            cache_directory: directory.path(),
+            capacity_bytes: 64 << 20,
+            freshness: None,
+            group_access,
+            ..EmbeddedSettings::default()
+        };
+        let embedded = Embedded::start(settings).await.unwrap();
+        let found = std::fs::metadata(directory.path()).unwrap().permissions();
+        assert_eq!(found.mode() & 0o777, mode);
+        embedded.shutdown().await;
+    }
+}
+
 /// The arrays of a hit point into the mapping of a segment, and stay after the cache is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn buffers_of_a_hit_lie_inside_the_mapping() {

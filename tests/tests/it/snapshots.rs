@@ -192,6 +192,58 @@ async fn the_age_of_a_snapshot_is_visible_and_a_miss_renews_it() {
     assert_eq!(numbers(&asking, ONE_MISSING).await.unwrap(), new);
 }
 
+/// A file is appended. It is read at once after the look that finds it, and then cached like the
+/// others, without anybody asking for another version.
+#[test]
+fn an_appended_file_is_read_and_then_cached() {
+    let options = ClusterOptions {
+        freshness: "2s".to_owned(),
+        ..ClusterOptions::default()
+    };
+    let world = world(&options, &["customer"]);
+    world.create("customer", &["c_custkey", "c_nationkey"]);
+    world.cluster.load("tpch.customer:1").unwrap();
+    let chunks = |world: &World| {
+        let states = world.cluster.states(&world.etcd).unwrap();
+        let tables = states.iter().filter_map(|s| s.tables.get("tpch.customer"));
+        tables.map(|table| table.chunks_done).sum::<u64>()
+    };
+    let (rows, held) = (world.count(0, "customer"), chunks(&world));
+    let first = world.s3.read("tpch", "customer/part-0.parquet").unwrap();
+    let appended = "customer/part-9.parquet";
+    world.s3.put("tpch", appended, &first).unwrap();
+    wait::until("the appended rows", PATIENCE, || {
+        match world.count(0, "customer") {
+            n if n > rows => Ok(()),
+            n => Err(format!("{n} rows")),
+        }
+    })
+    .unwrap();
+    wait::until("the appended chunks", PATIENCE, || match chunks(&world) {
+        n if n > held => Ok(()),
+        n => Err(format!("{n} chunks")),
+    })
+    .unwrap();
+    // Each of the new chunks was fetched once, by whoever has the place for it.
+    let plan = world.cluster.plan(&world.etcd, "tpch.customer").unwrap();
+    assert_eq!(plan.unwrap().table_version, "tpch.customer:1");
+    let log = world.s3.log();
+    let reads = log
+        .iter()
+        .filter(|access| access.kind == Kind::Get && access.key == appended && access.status < 400);
+    assert!(reads.count() > 0);
+
+    // And its removal is followed as well.
+    world.s3.remove("tpch", appended).unwrap();
+    wait::until("the plan without it", PATIENCE, || {
+        match (chunks(&world), world.count(0, "customer")) {
+            (n, count) if n == held && count == rows => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .unwrap();
+}
+
 /// A file that is removed from the prefix is gone after the next look, and no query fails.
 #[test]
 fn a_removed_file_leaves_the_table() {

@@ -353,14 +353,13 @@ impl Link for RdmaLink {
                 }
             }
         }
-        if !by_device.is_empty() {
-            if let Err(mpsc::error::SendError(Command::Submit(refused, sender))) =
+        if !by_device.is_empty()
+            && let Err(mpsc::error::SendError(Command::Submit(refused, sender))) =
                 self.commands.send(Command::Submit(by_device, sender))
-            {
-                for (index, _) in refused {
-                    // The receiver is in this function.
-                    let _ = sender.send((index, Err(self.state.closed_error())));
-                }
+        {
+            for (index, _) in refused {
+                // The receiver is in this function.
+                let _ = sender.send((index, Err(self.state.closed_error())));
             }
         }
         let outcomes = stream::poll_fn(move |context| outcomes.poll_recv(context));

@@ -25,7 +25,8 @@ mod server;
 mod tests;
 #[cfg(feature = "rdma")]
 mod verbs;
-#[cfg(feature = "rdma")]
+// Its parsers are tested and fuzzed without a device as well.
+#[cfg(any(test, feature = "rdma", feature = "conformance"))]
 pub mod wire;
 
 #[cfg(feature = "rdma")]

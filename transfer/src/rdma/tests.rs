@@ -23,6 +23,8 @@ use crate::error::{ErrorKind, Refusal};
 use crate::in_process::InProcess;
 use crate::segment::{Segment, SegmentKey, SegmentSource};
 use crate::tcp::{ServerHandle, ServerSettings, Tcp, TcpSettings};
+use crate::tests::certificates::Authority;
+use crate::tls::Tls;
 use crate::transport::{Link, Outcomes, PeerIdentity, Read, TransportKind};
 
 fn address() -> IpAddr {
@@ -186,7 +188,8 @@ fn pair_with(
 
 /// The bytes of a segment, made once: guests are slow.
 fn truth(segment: u64, bytes: usize) -> Arc<Vec<u8>> {
-    static MADE: Mutex<BTreeMap<(u64, usize), Arc<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+    type Made = BTreeMap<(u64, usize), Arc<Vec<u8>>>;
+    static MADE: Mutex<Made> = Mutex::new(Made::new());
     let mut made = MADE.lock().unwrap();
     made.entry((segment, bytes))
         .or_insert_with(|| Arc::new(content(segment, bytes)))
@@ -607,10 +610,11 @@ async fn a_batch_whose_device_is_removed_ends_over_the_transport_below() {
     const BYTES: usize = 16 << 20;
     let segments = Segments::new(2, BYTES);
     let pair = pair(segments.clone(), segments);
-    let reads: Vec<Read> = (0..64)
-        .map(|n| read(1 + n as u64 % 2, n / 2 * (512 << 10), 512 << 10, BYTES))
+    // Enough that the device is gone long before they have all come.
+    let reads: Vec<Read> = (0..512)
+        .map(|n| read(1 + n as u64 % 2, n / 2 % 32 * (512 << 10), 512 << 10, BYTES))
         .collect();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let mut batch = pair.client.submit(&pair.peer, reads.clone(), deadline);
     let (_, first) = batch.next().await.unwrap();
     first.unwrap();
@@ -641,7 +645,16 @@ async fn a_batch_whose_device_is_removed_ends_over_the_transport_below() {
 }
 
 /// Pairs over TCP and the device. The server is told when a read took TCP.
-struct DevicePairs;
+struct DevicePairs {
+    authority: Option<Authority>,
+}
+
+impl DevicePairs {
+    fn tls(&self, name: &str) -> Option<Tls> {
+        let settings = self.authority.as_ref()?.sign(name, Some("node"), false);
+        Some(Tls::open(settings).unwrap())
+    }
+}
 
 /// Makes every read one that may go over the device. What is asked for is compared around this.
 #[derive(Debug)]
@@ -725,14 +738,21 @@ impl conformance::Pairs for DevicePairs {
     ) -> conformance::Pair {
         let server = ServerSettings {
             address: format!("{}:0", address()),
-            insecure: true,
+            tls: self.tls("server"),
+            insecure: self.authority.is_none(),
             ..ServerSettings::default()
         };
+        let below = Tcp::new(TcpSettings {
+            tls: self.tls("client"),
+            insecure: self.authority.is_none(),
+            ..TcpSettings::default()
+        });
+        let rdma = Rdma::new(settings(), Arc::new(below)).unwrap();
         let server = serve_with_rdma(server, &settings(), segments, calls)
             .await
             .unwrap();
         conformance::Pair {
-            transport: Arc::new(Checked(Rdma::new(settings(), tcp()).unwrap())),
+            transport: Arc::new(Checked(rdma)),
             address: server.address().to_string(),
             server: Box::new(ByDeviceOnly(server)),
         }
@@ -742,13 +762,62 @@ impl conformance::Pairs for DevicePairs {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a device: tests/rdma/run.sh"]
 async fn rdma_conforms() {
-    conformance::all(&DevicePairs).await;
+    conformance::all(&DevicePairs { authority: None }).await;
+}
+
+/// What sets RDMA up is inside of TLS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a device: tests/rdma/run.sh"]
+async fn rdma_set_up_over_tls_conforms() {
+    let authority = Some(Authority::new("test"));
+    conformance::all(&DevicePairs { authority }).await;
 }
 
 #[tokio::test]
 #[ignore = "needs a device: tests/rdma/run.sh"]
 async fn rdma_conforms_on_one_thread() {
-    conformance::all(&DevicePairs).await;
+    conformance::all(&DevicePairs { authority: None }).await;
+}
+
+/// Loopback has no device on any host: what allows RDMA is served and read over TCP all the same,
+/// and nothing is said to be wrong.
+#[tokio::test]
+async fn where_no_device_leads_everything_takes_tcp() {
+    const BYTES: usize = 1 << 16;
+    let segments = Segments::new(1, BYTES);
+    let enabled = settings();
+    let server = serve_with_rdma(
+        ServerSettings::default(),
+        &enabled,
+        segments,
+        Arc::new(NoCalls),
+    )
+    .await
+    .unwrap();
+    let peer = PeerAddress {
+        id: "a".to_string(),
+        addresses: vec![server.address().to_string()],
+    };
+    let client = Client::new(ClientSettings::default(), with_rdma(&enabled, tcp()));
+    let batch = client.submit(&peer, vec![read(1, 0, BYTES, BYTES)], soon());
+    assert!(*batch.into_vec().await.remove(0).unwrap() == **truth(1, BYTES));
+    let tcp_path = &client.paths()[0];
+    assert_eq!(tcp_path.transport, TransportKind::Tcp);
+    assert_eq!((tcp_path.reads, tcp_path.errors.len()), (1, 0));
+    assert_eq!(server.statistics().reads, 1);
+}
+
+/// Without consent there is no RDMA, whatever the host has.
+#[tokio::test]
+async fn rdma_needs_consent() {
+    let settings = RdmaSettings::default();
+    assert!(!settings.enabled);
+    let transports = with_rdma(&settings, tcp());
+    assert_eq!(transports.len(), 1);
+    assert_eq!(transports[0].kind(), TransportKind::Tcp);
+    let any = IpAddr::from([0, 0, 0, 0]);
+    let server = RdmaServer::start(any, settings, Segments::new(1, 64)).unwrap();
+    assert!(server.is_none());
 }
 
 /// Where a guest of a pair serves.

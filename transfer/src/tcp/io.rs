@@ -1,13 +1,13 @@
 //! Reading into and writing from memory that is not the connection's own, with as few system calls
 //! and copies as the kind of stream allows.
 
-use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::libc;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -21,7 +21,7 @@ pub(crate) enum ReadHalf {
 
 /// The sending half of a stream.
 pub(crate) enum WriteHalf {
-    /// A plain socket: the kernel may send files by itself.
+    /// A plain socket.
     Tcp(OwnedWriteHalf),
     /// Anything else, such as TLS.
     Other(Box<dyn AsyncWrite + Send + Unpin>),
@@ -59,7 +59,39 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     )
 }
 
+/// Lets `stream` count as readable only from this many bytes on, or when it has ended: a receiver
+/// that waits for a long body is not woken for each piece of it.
+#[expect(unsafe_code, reason = "no safe crate of the workspace has this option")]
+fn set_low_water(stream: &TcpStream, bytes: usize) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open while `stream` is borrowed; the kernel reads an int of the
+    // given size from a pointer to one, and keeps neither.
+    let set = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 impl ReadHalf {
+    /// Says how many bytes are worth being woken for; other streams than plain sockets are woken
+    /// for any.
+    fn worth_waking(&self, bytes: usize) -> io::Result<()> {
+        match self {
+            Self::Tcp(half) => set_low_water(half.as_ref(), bytes),
+            Self::Other(_) => Ok(()),
+        }
+    }
+
     /// Reads into `first` and then, where the stream can, into `second`; 0 is the end. Not less
     /// than one of the two is given.
     async fn read(&mut self, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
@@ -85,6 +117,10 @@ impl ReadHalf {
 
 /// Bytes read ahead at most: enough for many small frames at once.
 const AHEAD_BYTES: usize = 64 << 10;
+
+/// While at least this much of a body is missing, less is not worth waking for. The kernel's
+/// buffers hold several times as much.
+const LOW_WATER_BYTES: usize = 256 << 10;
 
 /// What has been received and not been used, before the rest of the stream.
 pub(crate) struct Input<R> {
@@ -146,9 +182,19 @@ impl<R: Fn(usize)> Input<R> {
         if filled < target.len() {
             (self.start, self.end) = (0, 0);
         }
+        let mut low_water = 1;
         while filled < target.len() {
             let rest = &mut target[filled..];
             let rest_bytes = rest.len();
+            let worth = if rest_bytes >= LOW_WATER_BYTES {
+                LOW_WATER_BYTES
+            } else {
+                1
+            };
+            if worth != low_water {
+                self.half.worth_waking(worth)?;
+                low_water = worth;
+            }
             let read = self
                 .half
                 .read(rest, &mut self.ahead[..ahead_max.min(AHEAD_BYTES)])
@@ -156,6 +202,9 @@ impl<R: Fn(usize)> Input<R> {
             self.came(read)?;
             filled += read.min(rest_bytes);
             self.end = read.saturating_sub(rest_bytes);
+        }
+        if low_water != 1 {
+            self.half.worth_waking(1)?;
         }
         Ok(())
     }
@@ -189,11 +238,6 @@ impl Output {
             half,
             stall_timeout,
         }
-    }
-
-    /// Whether [`Output::send_file`] works.
-    pub(crate) fn sends_files(&self) -> bool {
-        matches!(self.half, WriteHalf::Tcp(_))
     }
 
     async fn unstalled<T>(
@@ -236,44 +280,6 @@ impl Output {
         }
         if let WriteHalf::Other(half) = &mut self.half {
             Self::unstalled(self.stall_timeout, half.flush()).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends `header` and then a range of `file`, which the kernel reads by itself.
-    pub(crate) async fn send_file(
-        &mut self,
-        header: &[u8],
-        file: &File,
-        offset: u64,
-        length: u64,
-    ) -> io::Result<()> {
-        let WriteHalf::Tcp(half) = &self.half else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        let stream: &TcpStream = half.as_ref();
-        let mut sent = 0;
-        while sent < header.len() {
-            // More follows at once: no segment of its own for the header.
-            let some = stream.async_io(Interest::WRITABLE, || {
-                SockRef::from(stream).send_with_flags(&header[sent..], libc::MSG_MORE)
-            });
-            sent += Self::unstalled(self.stall_timeout, some).await?;
-        }
-        let mut at = i64::try_from(offset).map_err(io::Error::other)?;
-        let end = i64::try_from(offset.saturating_add(length)).map_err(io::Error::other)?;
-        while at < end {
-            let rest = usize::try_from(end - at).map_err(io::Error::other)?;
-            let some = stream.async_io(Interest::WRITABLE, || {
-                nix::sys::sendfile::sendfile(stream, file, Some(&mut at), rest)
-                    .map_err(io::Error::from)
-            });
-            if Self::unstalled(self.stall_timeout, some).await? == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    format!("the segment's file ends at {at}, before {end}"),
-                ));
-            }
         }
         Ok(())
     }

@@ -165,6 +165,16 @@ impl Shared {
         Ok(wanted)
     }
 
+    /// Checks that `request` is a call.
+    fn expect_answer(&self, request: u64) -> Result<()> {
+        match self.table().open.get(&request) {
+            Some(Open::Call(_) | Open::TakenBack(None)) => Ok(()),
+            _ => Err(self.protocol(format!(
+                "it answered request {request}, which is no open call"
+            ))),
+        }
+    }
+
     /// The request has its answer.
     fn answered(&self, request: u64) -> Option<Open> {
         let open = self.table().open.remove(&request)?;
@@ -281,20 +291,15 @@ async fn receive(shared: &Shared, half: ReadHalf) -> TransferError {
                 }
             }
             ResponseHead::Answer { request, .. } => {
+                if let Err(error) = shared.expect_answer(request) {
+                    return error;
+                }
                 let mut body = vec![0; body_bytes];
                 if let Err(error) = input.fill(&mut body, usize::MAX).await {
                     return ended(error);
                 }
-                match shared.answered(request) {
-                    Some(Open::Call(sender)) => {
-                        let _ = sender.send(Ok(body.into()));
-                    }
-                    Some(Open::TakenBack(None)) => {}
-                    _ => {
-                        return shared.protocol(format!(
-                            "it answered request {request}, which is no open call"
-                        ));
-                    }
+                if let Some(Open::Call(sender)) = shared.answered(request) {
+                    let _ = sender.send(Ok(body.into()));
                 }
             }
             ResponseHead::Refused { request, kind, .. } => {

@@ -24,8 +24,6 @@ const REPLIES_MAX: usize = 16 * 1024;
 /// Bytes and answers that go out together.
 const RUN_BYTES: u64 = 256 << 10;
 const RUN_REPLIES: usize = 256;
-/// Ranges from here on are sent by the kernel from their file, where there is one.
-const SEND_FILE_BYTES_MIN: u64 = 64 << 10;
 
 /// How long a client has to read a goodbye and close.
 const LINGER: Duration = Duration::from_millis(200);
@@ -418,24 +416,6 @@ async fn transmit(serving: &Serving, session: &Session, output: &mut Output) -> 
 /// Sends a run of answers; whether a goodbye was the last.
 async fn send_run(serving: &Serving, run: &[Reply], output: &mut Output) -> io::Result<bool> {
     let statistics = &serving.statistics;
-    if let [
-        Reply::Data {
-            request,
-            segment,
-            offset,
-            length,
-        },
-    ] = run
-        && *length >= SEND_FILE_BYTES_MIN
-        && output.sends_files()
-        && let Some(file) = segment.file()
-    {
-        let header = FrameHeader::new(FrameKind::Data, 0, *request, *length).to_bytes();
-        output.send_file(&header, file, *offset, *length).await?;
-        statistics.reads.fetch_add(1, Ordering::Relaxed);
-        statistics.bytes.fetch_add(*length, Ordering::Relaxed);
-        return Ok(false);
-    }
     let mut last = false;
     let heads: Vec<Bytes> = run
         .iter()

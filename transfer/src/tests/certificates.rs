@@ -15,13 +15,13 @@ use crate::{
 };
 
 /// An authority, and files of what it signs.
-struct Authority {
+pub(crate) struct Authority {
     directory: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -40,7 +40,7 @@ impl Authority {
     }
 
     /// Signs for `name` with a role, for one year of the past or for long.
-    fn sign(&self, name: &str, role: Option<&str>, expired: bool) -> TlsSettings {
+    pub(crate) fn sign(&self, name: &str, role: Option<&str>, expired: bool) -> TlsSettings {
         self.sign_into(name, name, role, expired)
     }
 
@@ -168,7 +168,7 @@ async fn nodes_and_readers_are_let_in_and_readers_do_not_serve() {
 }
 
 #[tokio::test]
-async fn clients_without_role_expired_foreign_and_without_certificate_are_told_apart() {
+async fn clients_without_role_expired_and_foreign_are_told_apart() {
     let authority = Authority::new("stoa");
     let foreign = Authority::new("elsewhere");
     let server = serve(authority.sign("node-1", Some("node"), false)).await;

@@ -1,7 +1,8 @@
 //! What crosses the modules of this crate.
 
-mod certificates;
+pub(crate) mod certificates;
 mod conforming;
+mod faults;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
