@@ -215,7 +215,7 @@ async fn an_embedded_cache_can_be_opened_to_a_group() {
 #[tokio::test(flavor = "multi_thread")]
 async fn buffers_of_a_hit_lie_inside_the_mapping() {
     let cache = Cache::start().await;
-    cache.load("orders", None, FormChoice::Auto).await;
+    cache.load("orders", None, FormChoice::Arrow).await;
     let view = cache.embedded.reader().view();
     let table = view
         .table(&TableName::new("tpch", "orders").unwrap())
