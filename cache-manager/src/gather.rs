@@ -539,13 +539,17 @@ fn chunk_of(
     block: Block,
 ) -> Result<EncodedChunk, String> {
     let bytes = Bytes::from(block);
-    if location.form == stoa_forms::FORM_ARROW {
+    if location.form != stoa_forms::FORM_PARQUET {
         let data_type = catalog
             .and_then(|catalog| catalog.files.get(want.file as usize))
             .and_then(|file| file.root(want.key.column))
             .map(|root| decoded_type(root.field.as_ref()))
             .ok_or("its column is not in the file")?;
-        stoa_forms::validate(bytes.clone(), &data_type).map_err(|error| error.to_string())?;
+        let valid = match location.form {
+            stoa_forms::FORM_PACKED => stoa_forms::validate_packed(bytes.clone(), &data_type),
+            _ => stoa_forms::validate(bytes.clone(), &data_type),
+        };
+        valid.map_err(|error| error.to_string())?;
     }
     Ok(EncodedChunk {
         form: want.form,
