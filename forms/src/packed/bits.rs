@@ -349,6 +349,8 @@ pub(crate) struct Stream<'a> {
 }
 
 #[derive(Clone, Debug)]
+// A stream lives on the stack for one block: a box for the common kind would cost each of them.
+#[expect(clippy::large_enum_variant)]
 enum Kind<'a> {
     Vectors {
         differences: bool,

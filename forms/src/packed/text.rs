@@ -482,14 +482,17 @@ pub(super) fn array(
         return Err(corrupt("values", views.len(), "one for each row"));
     }
     let views = ScalarBuffer::from(views);
-    // SAFETY: `view` makes views of bytes that lie in their buffer, short ones inside of the view
-    // with zeros behind, long ones with the prefix that stands there. That strings are UTF-8 was
-    // checked by `validate_packed` before the chunk was published, and published bytes never
-    // change.
     Ok(match data_type {
         DataType::Utf8View => {
+            // SAFETY: `view` makes views of bytes that lie in their buffer, short ones inside of
+            // the view with zeros behind, long ones with the prefix that stands there. That
+            // strings are UTF-8 was checked by `validate_packed` before the chunk was published,
+            // and published bytes never change.
             Arc::new(unsafe { StringViewArray::new_unchecked(views, buffers, nulls) })
         }
-        _ => Arc::new(unsafe { BinaryViewArray::new_unchecked(views, buffers, nulls) }),
+        _ => {
+            // SAFETY: as above; nothing is asked of the bytes of binary values.
+            Arc::new(unsafe { BinaryViewArray::new_unchecked(views, buffers, nulls) })
+        }
     })
 }
