@@ -8,7 +8,7 @@ use arrow::datatypes::{Field, Int32Type, Int64Type, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 use parquet::file::properties::WriterProperties;
-use stoa_forms::ArrowChunk;
+use stoa_forms::{ArrowChunk, PackedChunk};
 
 use super::*;
 
@@ -215,4 +215,37 @@ fn panics_become_reasons() {
     assert_eq!(guarded(|| 1), Ok(1));
     let reason = guarded(|| panic!("index {} out of bounds", 3)).unwrap_err();
     assert_eq!(reason, "the parquet parser panicked: index 3 out of bounds");
+}
+
+/// What a worker packs is what it would have decoded, and says so in its form.
+#[test]
+fn every_column_packs_to_what_was_written() {
+    let (bytes, metadata) = file();
+    let decoder = FileDecoder::new(&metadata);
+    let expected = batch();
+    for (index, column) in [(0, 0), (2, 3), (3, 4)] {
+        let chunk = decoder
+            .encode(0, column, Form::Packed, &fetch(&bytes, &decoder, 0, column))
+            .unwrap();
+        assert_eq!(
+            (chunk.form, chunk.rows, chunk.fallback.clone()),
+            (Form::Packed, 12_000, None)
+        );
+        let expected = expected.column(index).slice(0, 12_000);
+        let data_type = match expected.data_type() {
+            DataType::Utf8 => DataType::Utf8View,
+            other => other.clone(),
+        };
+        let open = PackedChunk::open(chunk.parts[0].clone(), &data_type).unwrap();
+        let blocks: Vec<ArrayRef> = (0..open.blocks()).map(|b| open.block(b).unwrap()).collect();
+        let parts: Vec<&dyn Array> = blocks.iter().map(|block| block.as_ref()).collect();
+        let found = arrow::compute::concat(&parts).unwrap();
+        let expected = arrow::compute::cast(&expected, &data_type).unwrap();
+        assert_eq!(&found, &expected, "{}", open.encoding());
+    }
+    let flags = decoder
+        .encode(0, 5, Form::Packed, &fetch(&bytes, &decoder, 0, 5))
+        .unwrap();
+    assert_eq!(flags.form, Form::Parquet);
+    assert!(flags.fallback.unwrap().contains("Dictionary"));
 }

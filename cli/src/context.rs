@@ -106,20 +106,31 @@ impl Context {
             pin: self.config.cache.pin,
             freshness: self.config.cache.freshness,
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
             stores: self.store_settings(),
             origin: self.origin_limits(),
         };
         Embedded::start(settings).await.map_err(embedded_error)
     }
 
+    /// This machine's cache, to be read; nothing of others.
+    pub fn local_reader(&self) -> Reader {
+        self.reader_among(None)
+    }
+
     /// This machine's cache, to be read, and the memory of other workers beside it. Within a tokio
     /// runtime.
     pub fn reader(&self) -> Reader {
+        self.reader_among(self.neighbours())
+    }
+
+    fn reader_among(&self, neighbours: Option<Neighbours>) -> Reader {
         let options = ReaderOptions {
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
         };
         let location = &self.config.cache.location;
-        Reader::open_among(location, options, self.origin(), self.neighbours())
+        Reader::open_among(location, options, self.origin(), neighbours)
     }
 
     /// The memory of other workers, to be read by queries; none where there are no others. Wrong

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use stoa_control::{CoordinatorService, CoordinatorStatus};
-use stoa_layout::{LayoutDocument, TableName};
+use stoa_layout::{FormChoice, LayoutDocument, TableName};
 use stoa_metastore::{
     CacheVersion, EmbeddedMetastore, LeftOut, Op, Records, Registration, TableState, Txn,
     WorkerPhase, WorkerPlan, WorkerRecord, WorkerState, keys,
@@ -89,6 +89,7 @@ impl Place {
         let mut document =
             LayoutDocument::new(TableName::parse(name).unwrap(), version_number, location);
         document.columns = Some(columns.iter().map(|column| (*column).to_owned()).collect());
+        document.form = FormChoice::Arrow;
         self.records
             .publish_layout(name, version, &document.to_json())
             .await

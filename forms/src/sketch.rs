@@ -1,11 +1,15 @@
 //! How many distinct values there are, roughly and mergeable: HyperLogLog.
 //!
-//! 1024 registers, so a standard error of 3.3 %. A value's hash is
+//! 1024 registers, so a standard error of 3.3 %. Hashes are made of one step,
+//! `fold(a, b)`: the exclusive or of both halves of the 128-bit product of `a` and `b`.
 //!
-//! - of strings and binaries: the xxh3-64 of their bytes, seed 0;
-//! - of everything else: the finalizer of splitmix64 over each 64-bit half of the value, widened
-//!   to 128 bits with its sign, the low half first, each half added to what came before. Floats
-//!   count by their bits.
+//! - An integer, widened to 128 bits with its sign: `fold(fold(low ^ K0, high ^ K1), K2)`. Floats
+//!   count by their bits, booleans as 0 and 1.
+//! - A string or binary: from `state = length ^ K0`, for each 16 bytes and for the rest, which may
+//!   be empty, filled up with zeros: `state = fold(state ^ first half, K1 ^ second half)`, the
+//!   halves little-endian; in the end `fold(state, K2)`.
+//!
+//! K0 is 0x9e3779b97f4a7c15, K1 0xbf58476d1ce4e5b9, K2 0x94d049bb133111eb.
 //!
 //! The upper ten bits of the hash name the register; it keeps the largest count of leading zeros,
 //! plus one, of the other 54. Hashes do not depend on the width of a type, so that sketches of
@@ -16,7 +20,6 @@
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::{ArrowNativeType, DataType, i256};
-use twox_hash::XxHash3_64;
 
 /// Registers of a sketch.
 pub const REGISTERS: usize = 1 << REGISTER_BITS;
@@ -131,11 +134,12 @@ impl Sketch {
 
     /// Counts one string or binary.
     pub(crate) fn add_bytes(&mut self, value: &[u8]) {
-        self.add_hash(XxHash3_64::oneshot(value));
+        self.add_hash(hash_bytes(value));
     }
 
+    /// Counts a value by its hash.
     #[inline]
-    fn add_hash(&mut self, hash: u64) {
+    pub(crate) fn add_hash(&mut self, hash: u64) {
         let register = (hash >> (64 - REGISTER_BITS)) as usize;
         // The bit set behind the hash bounds the count of zeros.
         let rest = (hash << REGISTER_BITS) | (1 << (REGISTER_BITS - 1));
@@ -231,18 +235,34 @@ fn tau(mut x: f64) -> f64 {
     }
 }
 
-/// The finalizer of splitmix64.
-#[inline]
-fn mix(mut word: u64) -> u64 {
-    word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
+const K0: u64 = 0x9e37_79b9_7f4a_7c15;
+const K1: u64 = 0xbf58_476d_1ce4_e5b9;
+const K2: u64 = 0x94d0_49bb_1331_11eb;
+
+#[inline(always)]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
 }
 
+/// The hash of an integer.
+#[inline(always)]
+pub(crate) fn hash(value: i128) -> u64 {
+    fold(fold(value as u64 ^ K0, (value >> 64) as u64 ^ K1), K2)
+}
+
+/// The hash of a string or binary.
 #[inline]
-fn hash(value: i128) -> u64 {
-    mix(mix(value as u64).wrapping_add((value >> 64) as u64))
+pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
+    let (whole, rest) = bytes.as_chunks::<16>();
+    let step = |state: u64, bytes: &[u8; 16]| {
+        let word = u128::from_le_bytes(*bytes);
+        fold(state ^ word as u64, K1 ^ (word >> 64) as u64)
+    };
+    let state = whole.iter().fold(bytes.len() as u64 ^ K0, step);
+    let mut last = [0; 16];
+    last[..rest.len()].copy_from_slice(rest);
+    fold(step(state, &last), K2)
 }
 
 fn hash_wide(value: i256) -> u64 {
@@ -250,7 +270,7 @@ fn hash_wide(value: i256) -> u64 {
         Some(narrow) => hash(narrow),
         None => {
             let (low, high) = value.to_parts();
-            mix(hash(low as i128).wrapping_add(hash(high)))
+            hash(low as i128) ^ hash(high).rotate_left(32)
         }
     }
 }

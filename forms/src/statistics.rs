@@ -109,9 +109,14 @@ impl Collector {
 
     /// Looks at one block whose values are counted elsewhere.
     pub(crate) fn block_without_sketch(&mut self, array: &ArrayRef) {
+        self.block_with_bounds(array, bounds(array));
+    }
+
+    /// Looks at one block of which others know the bounds, and count the values.
+    pub(crate) fn block_with_bounds(&mut self, array: &ArrayRef, bounds: Option<ArrayRef>) {
         let nulls = array.logical_null_count();
         self.nulls.push(nulls as u32);
-        match bounds(array) {
+        match bounds {
             Some(bounds) => self.bounds.push(bounds),
             None => {
                 self.unbounded |= nulls < array.len();
@@ -120,24 +125,14 @@ impl Collector {
         }
     }
 
-    /// Counts one distinct value of text that [`Collector::block_without_sketch`] left out.
-    pub(crate) fn distinct(&mut self, value: &[u8]) {
-        if let Some(sketch) = &mut self.sketch {
-            sketch.add_bytes(value);
-        }
+    /// The minimum and maximum of each block so far, null where they are not known.
+    pub(crate) fn bounds(&self) -> &[ArrayRef] {
+        &self.bounds
     }
 
-    /// Counts the values of a block that [`Collector::block_without_sketch`] left out.
-    pub(crate) fn all_distinct(&mut self, block: &ArrayRef) {
-        if let Some(sketch) = &mut self.sketch {
-            sketch.add(block);
-        }
-    }
-
-    /// About how many distinct values there are so far; of types that are not counted, as many as
-    /// can be.
-    pub(crate) fn estimate(&self) -> u64 {
-        self.sketch.as_ref().map_or(u64::MAX, Sketch::estimate)
+    /// What counts distinct values; `None` of types that are not counted.
+    pub(crate) fn sketch(&mut self) -> Option<&mut Sketch> {
+        self.sketch.as_mut()
     }
 
     /// The section's bytes.

@@ -101,13 +101,13 @@ struct Cost {
 
 fn cost(values: Values) -> Cost {
     let (decode, packed, arrow) = match values {
-        Values::Bits => (1.5, 0.05, 0.05),
-        Values::Integers { bytes: 0..=4 } => (2.5, 0.4, 0.5),
-        Values::Integers { bytes: 5..=8 } => (3.0, 0.6, 1.0),
-        Values::Integers { .. } => (5.0, 1.3, 2.0),
+        Values::Bits => (1.0, 0.05, 0.05),
+        Values::Integers { bytes: 0..=4 } => (1.6, 0.2, 0.5),
+        Values::Integers { bytes: 5..=8 } => (6.0, 0.3, 1.0),
+        Values::Integers { .. } => (5.0, 0.7, 2.0),
         Values::Floats => (3.0, 1.2, 1.0),
-        Values::RepeatedText => (6.0, 1.8, 2.0),
-        Values::Text => (17.0, 14.0, 4.0),
+        Values::RepeatedText => (1.5, 0.8, 1.4),
+        Values::Text => (40.0, 12.0, 5.0),
         Values::Other => (10.0, 4.0, 4.0),
     };
     Cost {

@@ -131,6 +131,13 @@ pub const KEYS: &[Key] = &[
         "Whether a reader hashes a local chunk when it first uses it; workers verify in any case.",
     ),
     key(
+        "cache.prefault.enabled",
+        Bool,
+        Fixed("false"),
+        "Whether a process touches the whole cache when it attaches, in a thread of its own, so \
+         that its first queries do not wait for page faults.",
+    ),
+    key(
         "cache.pin.enabled",
         Bool,
         Fixed("false"),

@@ -52,6 +52,8 @@ pub struct CacheConfig {
     pub freshness: Option<Duration>,
     /// `cache.verify = "first-touch"`
     pub verify_first_touch: bool,
+    /// `cache.prefault.enabled`
+    pub prefault: bool,
     /// `cache.pin.enabled`
     pub pin: bool,
     /// `cache.group.enabled`
@@ -234,6 +236,7 @@ impl Config {
                 size_bytes: get.bytes("cache.size"),
                 freshness: get.optional_span("cache.freshness"),
                 verify_first_touch: get.text("cache.verify") == "first-touch",
+                prefault: get.bool("cache.prefault.enabled"),
                 pin: get.bool("cache.pin.enabled"),
                 group_access: get.bool("cache.group.enabled"),
                 parquet: get.bool("cache.parquet.enabled"),

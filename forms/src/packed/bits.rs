@@ -50,7 +50,7 @@ const MODE_RUNS: u8 = 2;
 /// Bytes of an exception.
 const EXCEPTION_BYTES: usize = 10;
 /// Runs shorter than this on average are not worth the loop that expands them.
-const RUN_LENGTH_MIN: usize = 4;
+const RUN_LENGTH_MIN: usize = 8;
 
 /// What a stream of values may become, to be read fast enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub(crate) fn encode(values: &[u64], allow: Allow, out: &mut Vec<u8>) {
             }
         }
         // Sums cost a serial addition a value: worth it for a quarter of the bytes.
-        if packed.bytes > HEADER_BYTES + values.len() / 2 {
+        if differences_may_pay(values, &packed) {
             let differences = Plan::differences(values);
             if differences.bytes * 4 < packed.bytes * 3 {
                 differences.write(values, out);
@@ -86,6 +86,21 @@ pub(crate) fn encode(values: &[u64], allow: Allow, out: &mut Vec<u8>) {
         }
     }
     packed.write(values, out);
+}
+
+/// Whether the differences within one vector are narrow enough to look at all of them.
+fn differences_may_pay(values: &[u64], packed: &Plan) -> bool {
+    let middle = packed.vectors.len() / 2;
+    let vector = &values[middle * VECTOR..values.len().min((middle + 1) * VECTOR)];
+    let (mut low, mut high) = (i64::MAX, i64::MIN);
+    for pair in vector.windows(2) {
+        let step = pair[1].wrapping_sub(pair[0]) as i64;
+        (low, high) = (low.min(step), high.max(step));
+    }
+    let width = 64 - (high.wrapping_sub(low) as u64).leading_zeros();
+    let found = u32::from(packed.vectors[middle].width);
+    // Exceptions may save a few bits more.
+    found > 3 && width * 4 < (found + 3) * 3 + 8
 }
 
 fn encode_runs(values: &[u64], runs: usize, out: &mut Vec<u8>) {
@@ -238,6 +253,13 @@ fn plan_vector(numbers: impl Iterator<Item = u64> + Clone, reference: u64) -> Ve
     if widest < 4 {
         return plan;
     }
+    // As many as have the uppermost bit would be exceptions at least, and 128 bytes a bit is all
+    // that they can save: evenly spread numbers are not looked at further.
+    let upper = 1u64 << (widest - 1);
+    let uppermost = numbers.clone().filter(|number| *number >= upper).count();
+    if uppermost * EXCEPTION_BYTES > 128 * widest {
+        return plan;
+    }
     let mut of_width = [0u32; 65];
     for number in numbers {
         of_width[64 - number.leading_zeros() as usize] += 1;
@@ -303,7 +325,10 @@ fn pack_as<T: BitPacking + Default + arrow::datatypes::ToByteSlice>(
 ) where
     [T]: arrow::datatypes::ToByteSlice,
 {
-    let narrowed = numbers.map(narrow);
+    let mut narrowed = [T::default(); VECTOR];
+    for (to, number) in narrowed.iter_mut().zip(numbers) {
+        *to = narrow(*number);
+    }
     let mut packed = [T::default(); VECTOR];
     let words = 128 * width / size_of::<T>();
     // SAFETY: the input has 1024 values, the output 1024 * width bits; `width` is at most the
@@ -324,6 +349,8 @@ pub(crate) struct Stream<'a> {
 }
 
 #[derive(Clone, Debug)]
+// A stream lives on the stack for one block: a box for the common kind would cost each of them.
+#[expect(clippy::large_enum_variant)]
 enum Kind<'a> {
     Vectors {
         differences: bool,

@@ -11,25 +11,25 @@
 //!
 //! The values of a sorted dictionary ascend, floats in their total order. A dictionary is unpacked when it is first used.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::buffer::{Buffer, NullBuffer};
 use arrow::datatypes::{ArrowNativeType, DataType, i256};
 use bytes::Bytes;
-use twox_hash::XxHash3_64;
 
 use super::bits::{self, Allow, Scratch, Stream};
 use super::text::{self, Symbols};
 use super::{Parts, integers};
 use crate::bytes::{buffer, pad, part, read_u64, shared, typed};
 use crate::error::corrupt;
+use crate::sketch::{Sketch, hash, hash_bytes};
 use crate::{BLOCK_ROWS, Result};
 
 /// Larger dictionaries are left in the order in which their values came.
 const SORTED_MAX: usize = 1 << 16;
+/// Text of smaller dictionaries is not compressed.
+const RAW_MAX: usize = 16 * 1024;
 
 /// The dictionary of an opened chunk.
 #[derive(Debug)]
@@ -208,77 +208,118 @@ fn gathered<T: Copy>(values: &[T], codes: &[u32]) -> Vec<T> {
     codes.iter().map(|code| values[*code as usize]).collect()
 }
 
-/// The distinct values of a chunk, and which one each row has.
-pub(super) struct Distinct<'a> {
-    /// In the order in which they came.
-    pub(super) values: Vec<Word<'a>>,
+/// A value that is looked up by its hash.
+pub(super) trait Key: Copy + Eq {
+    fn hash(self) -> u64;
+}
+
+impl Key for &[u8] {
+    #[inline]
+    fn hash(self) -> u64 {
+        hash_bytes(self)
+    }
+}
+
+impl Key for i128 {
+    #[inline(always)]
+    fn hash(self) -> u64 {
+        hash(self)
+    }
+}
+
+/// Distinct values in the order in which they came, and a table to find them in.
+pub(super) struct Distinct<K> {
+    pub(super) values: Vec<K>,
     /// For each block, a code for each row; of null rows, that of the row before.
     pub(super) codes: Vec<Vec<u32>>,
+    hashes: Vec<u64>,
+    /// Codes plus one by their hash, 0 where there is none; twice as many as values at least.
+    slots: Vec<u32>,
 }
 
-/// A value as its bytes.
-pub(super) type Word<'a> = &'a [u8];
+impl<K: Key> Distinct<K> {
+    pub(super) fn new() -> Self {
+        Self {
+            values: vec![],
+            codes: vec![],
+            hashes: vec![],
+            slots: vec![0; 1024],
+        }
+    }
 
-/// Collects the distinct values of blocks of values; `None` where there are more than `most`, or
-/// after some block more than `share` of the rows so far have values of their own.
-pub(super) fn distinct<'a>(
-    blocks: impl Iterator<Item = (Vec<Word<'a>>, Option<NullBuffer>)>,
-    most: usize,
-    share: f64,
-) -> Option<Distinct<'a>> {
-    let mut known: HashMap<Word<'a>, u32, BuildHasherDefault<WordHasher>> = HashMap::default();
-    let mut values = vec![];
-    let mut codes = vec![];
-    let mut rows = 0;
-    for (words, nulls) in blocks {
-        let mut of_block = Vec::with_capacity(words.len());
-        let mut before = 0;
-        for (row, word) in words.iter().enumerate() {
-            if nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row)) {
-                before = *known.entry(word).or_insert_with(|| {
-                    values.push(*word);
-                    values.len() as u32 - 1
-                });
+    /// The code of a value, which may be a new one.
+    #[inline]
+    fn code(&mut self, value: K, hash: u64) -> u32 {
+        let mask = self.slots.len() - 1;
+        let mut at = hash as usize & mask;
+        loop {
+            match self.slots[at] {
+                0 => break,
+                found => {
+                    let code = found as usize - 1;
+                    if self.hashes[code] == hash && self.values[code] == value {
+                        return found - 1;
+                    }
+                }
             }
-            of_block.push(before);
+            at = (at + 1) & mask;
         }
-        rows += words.len();
-        codes.push(of_block);
-        if values.len() > most || values.len() as f64 > rows as f64 * share + 64.0 {
-            return None;
+        self.values.push(value);
+        self.hashes.push(hash);
+        let code = self.values.len() as u32;
+        self.slots[at] = code;
+        if self.values.len() * 2 > self.slots.len() {
+            self.grow();
+        }
+        code - 1
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let mask = self.slots.len() * 4 - 1;
+        self.slots = vec![0; mask + 1];
+        for (code, hash) in self.hashes.iter().enumerate() {
+            let mut at = *hash as usize & mask;
+            while self.slots[at] != 0 {
+                at = (at + 1) & mask;
+            }
+            self.slots[at] = code as u32 + 1;
         }
     }
-    Some(Distinct { values, codes })
-}
 
-/// Hashes the bytes of a value, whose length the map's key adds.
-#[derive(Default)]
-struct WordHasher(u64);
-
-impl Hasher for WordHasher {
-    fn finish(&self) -> u64 {
-        self.0
+    /// Looks at one block of values.
+    pub(super) fn block(&mut self, values: impl Iterator<Item = K>, nulls: Option<&NullBuffer>) {
+        let mut codes = Vec::with_capacity(BLOCK_ROWS);
+        match nulls.filter(|nulls| nulls.null_count() > 0) {
+            None => codes.extend(values.map(|value| self.code(value, value.hash()))),
+            Some(nulls) => {
+                let mut before = 0;
+                for (row, value) in values.enumerate() {
+                    if nulls.is_valid(row) {
+                        before = self.code(value, value.hash());
+                    }
+                    codes.push(before);
+                }
+            }
+        }
+        self.codes.push(codes);
     }
 
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = XxHash3_64::oneshot_with_seed(self.0, bytes);
+    /// Counts the distinct values.
+    pub(super) fn count(&self, sketch: &mut Sketch) {
+        self.hashes.iter().for_each(|hash| sketch.add_hash(*hash));
     }
 
-    fn write_usize(&mut self, _: usize) {
-        // The length of a slice: its bytes are hashed as a whole, which tells lengths apart.
-    }
-}
-
-impl Distinct<'_> {
-    /// Puts the values in ascending order, if they are few enough.
+    /// Puts the values in ascending order, if they are few enough; whether they are.
     ///
     /// Then what a range of values matches is a range of codes.
-    pub(super) fn sort(&mut self, order: impl Fn(&[u8], &[u8]) -> std::cmp::Ordering) {
-        if self.values.len() > SORTED_MAX {
-            return;
+    pub(super) fn sort(&mut self, order: impl Fn(&K, &K) -> std::cmp::Ordering) -> bool {
+        if self.values.is_empty() || self.values.len() > SORTED_MAX {
+            return false;
         }
         let mut by_value: Vec<u32> = (0..self.values.len() as u32).collect();
-        by_value.sort_unstable_by(|a, b| order(self.values[*a as usize], self.values[*b as usize]));
+        by_value
+            .sort_unstable_by(|a, b| order(&self.values[*a as usize], &self.values[*b as usize]));
         let mut place = vec![0; by_value.len()];
         for (to, from) in by_value.iter().enumerate() {
             place[*from as usize] = to as u32;
@@ -290,6 +331,7 @@ impl Distinct<'_> {
         for code in self.codes.iter_mut().flatten() {
             *code = place[*code as usize];
         }
+        true
     }
 
     /// The payload of a block.
@@ -300,12 +342,14 @@ impl Distinct<'_> {
             .collect();
         bits::encode(&codes, Allow::All, out);
     }
+}
 
-    /// The shared part of text.
+impl Distinct<&[u8]> {
+    /// The shared part.
     pub(super) fn encode_text(&self, out: &mut Vec<u8>) -> Result<()> {
         let bytes: usize = self.values.iter().map(|v| v.len()).sum();
         // Unpacking a small dictionary costs more than the bytes that it saves.
-        let compressor = match bytes < 16 * 1024 {
+        let compressor = match bytes < RAW_MAX {
             true => None,
             false => text::train(&self.values),
         };
@@ -325,10 +369,23 @@ impl Distinct<'_> {
         Ok(())
     }
 
-    /// The shared part of numbers.
-    pub(super) fn encode_words(&self, out: &mut Vec<u8>) {
-        self.values
-            .iter()
-            .for_each(|value| out.extend_from_slice(value));
+    /// The least and the largest value of a block of a sorted dictionary, nulls aside.
+    pub(super) fn bounds(&self, block: usize, nulls: Option<&NullBuffer>) -> Option<[&[u8]; 2]> {
+        let codes = &self.codes[block];
+        let (mut low, mut high) = (u32::MAX, 0);
+        match nulls.filter(|nulls| nulls.null_count() > 0) {
+            None => {
+                for code in codes {
+                    (low, high) = (low.min(*code), high.max(*code));
+                }
+            }
+            Some(nulls) => {
+                for at in nulls.valid_indices() {
+                    (low, high) = (low.min(codes[at]), high.max(codes[at]));
+                }
+            }
+        }
+        let value = |code: u32| self.values.get(code as usize).copied();
+        Some([value(low)?, value(high)?])
     }
 }

@@ -104,7 +104,7 @@ pub(super) fn array(
     Ok(make_array(unsafe { builder.build_unchecked() }))
 }
 
-/// The least and the largest value of some blocks, nulls aside; `None` where there is none, or a
+/// The least and the largest value of some arrays, nulls aside; `None` where there is none, or a
 /// value has more than 128 bits.
 pub(crate) fn range(blocks: &[ArrayRef]) -> Option<(i128, i128)> {
     let mut range: Option<(i128, i128)> = None;
@@ -225,22 +225,42 @@ fn narrow<N: ArrowNativeType>(
     values.collect()
 }
 
-/// How two values of a type of fixed width order, as their bytes.
-pub(super) fn order(data_type: &DataType) -> impl Fn(&[u8], &[u8]) -> std::cmp::Ordering {
+/// How two of the [`words`] of a type order.
+pub(super) fn order(data_type: &DataType) -> impl Fn(&i128, &i128) -> std::cmp::Ordering {
     use DataType::*;
-    let unsigned = is_unsigned(data_type);
-    let is_float = matches!(data_type, Float16 | Float32 | Float64);
-    move |a, b| {
-        if unsigned {
-            return a.iter().rev().cmp(b.iter().rev());
-        }
-        let sign = |word: &[u8]| word.last().is_some_and(|last| last & 0x80 != 0);
-        match (sign(a), sign(b)) {
-            (true, false) => std::cmp::Ordering::Less,
-            (false, true) => std::cmp::Ordering::Greater,
-            // Negative floats are a sign and a magnitude, negative integers a complement.
-            (true, true) if is_float => b.iter().rev().cmp(a.iter().rev()),
-            _ => a.iter().rev().cmp(b.iter().rev()),
-        }
+    // Negative floats are a sign and a magnitude: the larger the bits, the smaller the value.
+    let sign = match data_type {
+        Float32 => 1i128 << 31,
+        Float64 => 1i128 << 63,
+        _ => 0,
+    };
+    let place = move |word: i128| match word & sign {
+        0 => word,
+        _ => -1 - (word ^ sign),
+    };
+    move |a, b| place(*a).cmp(&place(*b))
+}
+
+/// The values of an array of at most 128 bits each, as integers: of floats their bits.
+pub(super) fn words(array: &ArrayRef) -> Vec<i128> {
+    use DataType::*;
+    fn all<N: ArrowNativeType>(array: &ArrayRef, widen: impl Fn(N) -> i128) -> Vec<i128> {
+        let data = array.to_data();
+        data.buffer::<N>(0)[..data.len()]
+            .iter()
+            .map(|v| widen(*v))
+            .collect()
+    }
+    match (array.data_type(), array.data_type().primitive_width()) {
+        (UInt8, _) => all(array, |v: u8| v.into()),
+        (UInt16 | Float16, _) => all(array, |v: u16| v.into()),
+        (UInt32 | Float32, _) => all(array, |v: u32| v.into()),
+        (UInt64 | Float64, _) => all(array, |v: u64| v.into()),
+        (_, Some(1)) => all(array, |v: i8| v.into()),
+        (_, Some(2)) => all(array, |v: i16| v.into()),
+        (_, Some(4)) => all(array, |v: i32| v.into()),
+        (_, Some(8)) => all(array, |v: i64| v.into()),
+        (_, Some(16)) => all(array, |v: i128| v),
+        _ => vec![],
     }
 }

@@ -70,6 +70,18 @@ pub(super) fn values(array: &ArrayRef) -> Vec<&[u8]> {
     }
 }
 
+/// An array of two values, which are text where the type is.
+pub(super) fn pair(data_type: &DataType, values: [&[u8]; 2]) -> ArrayRef {
+    let binary: ArrayRef = Arc::new(BinaryViewArray::from_iter_values(values));
+    match data_type {
+        DataType::Utf8View => {
+            let text = values.map(|value| std::str::from_utf8(value).ok());
+            Arc::new(StringViewArray::from_iter(text))
+        }
+        _ => binary,
+    }
+}
+
 /// Symbols trained on some of the values; `None` where they save less than a fifth.
 pub(super) fn train(values: &[&[u8]]) -> Option<Compressor> {
     let total: usize = values.iter().map(|v| v.len()).sum();
@@ -470,14 +482,17 @@ pub(super) fn array(
         return Err(corrupt("values", views.len(), "one for each row"));
     }
     let views = ScalarBuffer::from(views);
-    // SAFETY: `view` makes views of bytes that lie in their buffer, short ones inside of the view
-    // with zeros behind, long ones with the prefix that stands there. That strings are UTF-8 was
-    // checked by `validate_packed` before the chunk was published, and published bytes never
-    // change.
     Ok(match data_type {
         DataType::Utf8View => {
+            // SAFETY: `view` makes views of bytes that lie in their buffer, short ones inside of
+            // the view with zeros behind, long ones with the prefix that stands there. That
+            // strings are UTF-8 was checked by `validate_packed` before the chunk was published,
+            // and published bytes never change.
             Arc::new(unsafe { StringViewArray::new_unchecked(views, buffers, nulls) })
         }
-        _ => Arc::new(unsafe { BinaryViewArray::new_unchecked(views, buffers, nulls) }),
+        _ => {
+            // SAFETY: as above; nothing is asked of the bytes of binary values.
+            Arc::new(unsafe { BinaryViewArray::new_unchecked(views, buffers, nulls) })
+        }
     })
 }

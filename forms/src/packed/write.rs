@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayData, ArrayRef, AsArray, BooleanBufferBuilder, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanBufferBuilder, new_null_array};
 use arrow::buffer::BooleanBuffer;
 use arrow::datatypes::DataType;
 
 use super::bits::{self, Allow};
-use super::{
-    ENTRY_BYTES, Encoding, HEADER_BYTES, MAGIC, VERSION, dictionary, floats, integers, text,
-};
+use super::dictionary::Distinct;
+use super::{ENTRY_BYTES, Encoding, HEADER_BYTES, MAGIC, VERSION, floats, integers, text};
 use crate::arrow_form::{ArrowChunkWriter, supports};
 use crate::bytes::{ALIGN, pad};
 use crate::statistics::Collector;
@@ -17,6 +16,9 @@ use crate::{BLOCK_ROWS, Error, Result};
 
 /// Largest dictionary of numbers: 16 bits a code.
 const NUMBERS_MAX: usize = 1 << 16;
+/// A sample of numbers: so many blocks, so many rows of each.
+const SAMPLE_BLOCKS: usize = 8;
+const SAMPLE_ROWS: usize = 512;
 /// The share of rows with values of their own up to which text gets a dictionary.
 const DISTINCT_SHARE: f64 = 0.4;
 
@@ -96,17 +98,27 @@ impl PackedChunkWriter {
             data_type if text::is_text(data_type) => self.text(&mut collector)?,
             data_type => {
                 for block in &self.blocks {
-                    collector.block(block);
+                    collector.block_without_sketch(block);
                 }
                 match data_type {
-                    DataType::Boolean => self.booleans()?,
-                    _ if integers::width(data_type).is_some() => self.integers(&collector)?,
-                    DataType::Float32 | DataType::Float64 => self.floats(&collector)?,
-                    _ => self.plain()?,
+                    DataType::Boolean => self.booleans(&mut collector)?,
+                    _ if integers::width(data_type).is_some() => self.integers(&mut collector)?,
+                    DataType::Float32 | DataType::Float64 => self.floats(&mut collector)?,
+                    _ => {
+                        self.count(&mut collector);
+                        self.plain()?
+                    }
                 }
             }
         };
         Ok(self.assemble(body, collector.finish()?))
+    }
+
+    /// Counts the values of all blocks.
+    fn count(&self, collector: &mut Collector) {
+        if let Some(sketch) = collector.sketch() {
+            self.blocks.iter().for_each(|block| sketch.add(block));
+        }
     }
 
     /// Blocks that have values.
@@ -163,7 +175,8 @@ impl PackedChunkWriter {
         Ok(body)
     }
 
-    fn booleans(&self) -> Result<Body> {
+    fn booleans(&self, collector: &mut Collector) -> Result<Body> {
+        self.count(collector);
         if let Some(body) = self.nothing()? {
             return Ok(body);
         }
@@ -182,30 +195,51 @@ impl PackedChunkWriter {
         })
     }
 
-    fn integers(&self, collector: &Collector) -> Result<Body> {
+    fn integers(&self, collector: &mut Collector) -> Result<Body> {
         if let Some(body) = self.nothing()? {
             return Ok(body);
         }
-        let Some((low, high)) = integers::range(&self.blocks) else {
-            return self.smaller_of(self.plain()?, collector);
+        let range = integers::range(collector.bounds());
+        let span = range.and_then(|(low, high)| u64::try_from(high.wrapping_sub(low) as u128).ok());
+        let bits = match span {
+            Some(span) => u64::BITS - span.leading_zeros(),
+            None => self.data_type.primitive_width().unwrap_or(0) as u32 * 8,
         };
-        if low == high && !self.has_nulls() {
-            return self.constant(&self.blocks[0].slice(0, 1));
+        let repeated = self.dictionary(collector, bits)?;
+        if repeated.is_none() {
+            self.count(collector);
         }
-        if u64::try_from(high.wrapping_sub(low) as u128).is_err() {
-            return self.smaller_of(self.plain()?, collector);
-        }
-        let mut body = self.of_blocks(Encoding::Integers, |_, block, out| {
-            bits::encode(&integers::offsets(block, low), Allow::All, out);
-            Ok(())
-        })?;
-        body.base = low;
-        self.smaller_of(body, collector)
+        let body = match (range, span) {
+            (_, Some(0)) if !self.has_nulls() => {
+                return self.constant(&self.blocks[0].slice(0, 1));
+            }
+            (Some((low, _)), Some(_)) => {
+                let mut body = self.of_blocks(Encoding::Integers, |_, block, out| {
+                    bits::encode(&integers::offsets(block, low), Allow::All, out);
+                    Ok(())
+                })?;
+                body.base = low;
+                body
+            }
+            _ => self.plain()?,
+        };
+        Ok(smaller_of(body, repeated))
     }
 
-    fn floats(&self, collector: &Collector) -> Result<Body> {
+    fn floats(&self, collector: &mut Collector) -> Result<Body> {
         if let Some(body) = self.nothing()? {
             return Ok(body);
+        }
+        let width = self.data_type.primitive_width().unwrap_or(0) as u32;
+        let repeated = self.dictionary(collector, width * 8)?;
+        if repeated.is_none() {
+            self.count(collector);
+        }
+        if let Some(body) = &repeated
+            && body.values == 1
+            && !self.has_nulls()
+        {
+            return self.constant(&self.blocks[0].slice(0, 1));
         }
         let body = match floats::exponents(&self.blocks, &self.data_type) {
             None => self.plain()?,
@@ -214,60 +248,88 @@ impl PackedChunkWriter {
                 Ok(())
             })?,
         };
-        self.smaller_of(body, collector)
+        Ok(smaller_of(body, repeated))
     }
 
-    /// Numbers with a dictionary instead, where they repeat and that is much smaller.
-    fn smaller_of(&self, body: Body, collector: &Collector) -> Result<Body> {
-        let rows = self.rows as usize;
-        let estimate = collector.estimate() as usize;
+    /// Numbers with a dictionary, where a sample repeats so much that codes may take less than
+    /// `bits` bits; their values are counted then.
+    fn dictionary(&self, collector: &mut Collector, bits: u32) -> Result<Option<Body>> {
         let width = self.data_type.primitive_width().unwrap_or(0);
-        let code_bits = usize::BITS - estimate.leading_zeros();
-        let expected = estimate * width + rows * code_bits as usize / 8;
-        if estimate > NUMBERS_MAX || expected * 4 > body.bytes() * 3 {
-            return Ok(body);
+        if width > 16 {
+            return Ok(None);
         }
-        let data: Vec<ArrayData> = self.blocks.iter().map(|block| block.to_data()).collect();
-        let blocks = data.iter().map(|data| {
-            let start = data.offset() * width;
-            let bytes = &data.buffers()[0].as_slice()[start..start + data.len() * width];
-            (bytes.chunks_exact(width).collect(), data.nulls().cloned())
-        });
-        let Some(mut distinct) = dictionary::distinct(blocks, 2 * NUMBERS_MAX, 1.0) else {
-            return Ok(body);
-        };
-        if distinct.values.len() == 1 && !self.has_nulls() {
-            return self.constant(&self.blocks[0].slice(0, 1));
+        let mut sample = Distinct::new();
+        let mut seen = 0;
+        let step = (self.blocks.len() / SAMPLE_BLOCKS).max(1);
+        for block in self.filled().step_by(step) {
+            let part = block.slice(0, block.len().min(SAMPLE_ROWS));
+            seen += part.len();
+            sample.block(integers::words(&part).into_iter(), part.nulls());
+        }
+        let code_bits = |values: usize| usize::BITS - values.leading_zeros();
+        // A sample that repeats less than this has not seen most of the values.
+        if sample.values.len() * 4 > seen || code_bits(sample.values.len()) * 4 > bits * 3 {
+            return Ok(None);
+        }
+        let mut distinct = Distinct::new();
+        for block in &self.blocks {
+            distinct.block(integers::words(block).into_iter(), block.nulls());
+            if code_bits(distinct.values.len()) * 4 > bits * 3
+                || distinct.values.len() > NUMBERS_MAX
+            {
+                return Ok(None);
+            }
+        }
+        if let Some(sketch) = collector.sketch() {
+            distinct.count(sketch);
         }
         distinct.sort(integers::order(&self.data_type));
-        let mut other = self.of_blocks(Encoding::Dictionary, |index, _, out| {
+        let mut body = self.of_blocks(Encoding::Dictionary, |index, _, out| {
             distinct.encode_block(index, out);
             Ok(())
         })?;
-        distinct.encode_words(&mut other.shared);
-        other.values = distinct.values.len();
-        match other.bytes() * 4 <= body.bytes() * 3 {
-            true => Ok(other),
-            false => Ok(body),
+        for value in &distinct.values {
+            body.shared.extend_from_slice(&value.to_le_bytes()[..width]);
         }
+        body.values = distinct.values.len();
+        Ok(Some(body))
     }
 
     fn text(&self, collector: &mut Collector) -> Result<Body> {
-        for block in &self.blocks {
-            collector.block_without_sketch(block);
+        let all: Vec<Vec<&[u8]>> = self.blocks.iter().map(text::values).collect();
+        let mut distinct = Distinct::new();
+        let mut rows = 0;
+        let mut repeats = true;
+        for (block, values) in self.blocks.iter().zip(&all) {
+            distinct.block(values.iter().copied(), block.nulls());
+            rows += block.len();
+            repeats = distinct.values.len() as f64 <= rows as f64 * DISTINCT_SHARE + 64.0;
+            if !repeats {
+                break;
+            }
+        }
+        let sorted = repeats && distinct.sort(|a, b| a.cmp(b));
+        for (index, block) in self.blocks.iter().enumerate() {
+            match sorted {
+                true => {
+                    let bounds = distinct.bounds(index, block.nulls());
+                    let bounds = bounds.filter(|_| block.null_count() < block.len());
+                    let bounds = bounds.map(|pair| text::pair(&self.data_type, pair));
+                    collector.block_with_bounds(block, bounds);
+                }
+                false => collector.block_without_sketch(block),
+            }
+        }
+        if let Some(sketch) = collector.sketch() {
+            match repeats {
+                true => distinct.count(sketch),
+                false => self.blocks.iter().for_each(|block| sketch.add(block)),
+            }
         }
         if let Some(body) = self.nothing()? {
             return Ok(body);
         }
-        let all = self
-            .blocks
-            .iter()
-            .map(|block| (text::values(block), block.nulls().cloned()));
-        if let Some(mut distinct) = dictionary::distinct(all, usize::MAX, DISTINCT_SHARE) {
-            distinct.sort(|a, b| a.cmp(b));
-            for value in &distinct.values {
-                collector.distinct(value);
-            }
+        if repeats {
             if distinct.values.len() == 1 && !self.has_nulls() {
                 return self.constant(&self.blocks[0].slice(0, 1));
             }
@@ -279,20 +341,13 @@ impl PackedChunkWriter {
             body.values = distinct.values.len();
             return Ok(body);
         }
-        for block in &self.blocks {
-            collector.all_distinct(block);
-        }
-        let sample: Vec<&[u8]> = self
-            .filled()
-            .flat_map(|block| text::values(block))
-            .collect();
-        let compressor = text::train(&sample);
+        let compressor = text::train(&all.concat());
         let encoding = match compressor {
             None => Encoding::Text,
             Some(_) => Encoding::CompressedText,
         };
-        let mut body = self.of_blocks(encoding, |_, block, out| {
-            text::encode(&text::values(block), compressor.as_ref(), out)
+        let mut body = self.of_blocks(encoding, |index, _, out| {
+            text::encode(&all[index], compressor.as_ref(), out)
         })?;
         if let Some(compressor) = &compressor {
             text::write_symbols(compressor, &mut body.shared);
@@ -361,6 +416,14 @@ struct Body {
     blocks: Vec<Vec<u8>>,
     /// Values of the dictionary.
     values: usize,
+}
+
+/// Numbers with a dictionary instead, if that is much smaller: looking codes up takes its time.
+fn smaller_of(body: Body, repeated: Option<Body>) -> Body {
+    match repeated {
+        Some(repeated) if repeated.bytes() * 4 <= body.bytes() * 3 => repeated,
+        _ => body,
+    }
 }
 
 /// The bits as bytes from the first one on, zeros behind the last one.

@@ -557,7 +557,8 @@ async fn a_stale_directory_costs_misses_only() {
     let gone = |holder: &mut Holder| holder.segment.segment += 1_000_000;
     let beyond = |holder: &mut Holder| holder.offset += 1 << 40;
     let elsewhere = |holder: &mut Holder| holder.checksum ^= 1;
-    let changes: [(RemoteMiss, &dyn Fn(&mut Holder)); 4] = [
+    type Change<'a> = &'a dyn Fn(&mut Holder);
+    let changes: [(RemoteMiss, Change); 4] = [
         (RemoteMiss::Stale, &other_incarnation),
         (RemoteMiss::Stale, &gone),
         (RemoteMiss::Stale, &beyond),
