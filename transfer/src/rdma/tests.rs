@@ -971,17 +971,21 @@ async fn between_hosts_1_reads_arrive() {
 async fn between_hosts_2_a_cut_wire_costs_no_read() {
     let (client, peer) = pair_client(&["10.9.0.1", "10.9.1.1"]);
     wait_for_peer(&client, &peer).await;
-    let reads = pair_reads(64, 1 << 20);
+    // Enough that the wire is cut long before they have all come.
+    let reads = pair_reads(384, 1 << 20);
     let deadline = Instant::now() + Duration::from_secs(120);
     let mut batch = client.submit(&peer, reads.clone(), deadline);
     batch.next().await.unwrap().1.unwrap();
-    run(&["/usr/bin/ip", "link", "set", "eth0", "down"]);
+    let cutting = std::process::Command::new("/usr/bin/ip")
+        .args(["link", "set", "eth0", "down"])
+        .spawn();
     let mut arrived = 1;
     while let Some((index, outcome)) = batch.next().await {
         outcome.unwrap_or_else(|error| panic!("read {index}: {error}"));
         arrived += 1;
     }
     assert_eq!(arrived, reads.len());
+    assert!(cutting.unwrap().wait().unwrap().success());
     tell(&client);
     let paths = client.paths();
     let second = paths
@@ -998,7 +1002,7 @@ async fn between_hosts_3_a_dead_peer_ends_its_reads() {
     let (client, peer) = pair_client(&["10.9.1.1"]);
     wait_for_peer(&client, &peer).await;
     let deadline = Instant::now() + Duration::from_secs(120);
-    let mut batch = client.submit(&peer, pair_reads(64, 1 << 20), deadline);
+    let mut batch = client.submit(&peer, pair_reads(192, 1 << 20), deadline);
     let (_, first) = batch.next().await.unwrap();
     let first = first.unwrap();
     let killed = Instant::now();
