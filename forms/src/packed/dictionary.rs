@@ -351,7 +351,7 @@ impl Distinct<&[u8]> {
         // Unpacking a small dictionary costs more than the bytes that it saves.
         let compressor = match bytes < RAW_MAX {
             true => None,
-            false => text::train(&self.values),
+            false => text::train(std::slice::from_ref(&self.values)),
         };
         let mut symbols = vec![];
         if let Some(compressor) = &compressor {

@@ -54,7 +54,7 @@ mod write;
 use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
 
-use arrow::array::{Array, ArrayRef, BooleanArray, Scalar, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Scalar, new_null_array};
 use arrow::buffer::{BooleanBuffer, NullBuffer};
 use arrow::datatypes::DataType;
 use bytes::Bytes;
@@ -372,10 +372,7 @@ impl PackedChunk {
 pub fn validate_packed(bytes: Bytes, data_type: &DataType) -> Result<()> {
     let chunk = PackedChunk::open(bytes, data_type)?;
     chunk.inner.open_known()?;
-    for block in 0..chunk.blocks() {
-        chunk.block(block)?.to_data().validate_full()?;
-    }
-    Ok(())
+    chunk.inner.validate()
 }
 
 impl Shared {
@@ -543,6 +540,32 @@ impl Inner {
         }
         let keep = BooleanArray::new(keep.clone(), None);
         Ok(arrow::compute::filter(&self.block(block)?, &keep)?)
+    }
+
+    /// Reads every value, and checks of text that it is UTF-8.
+    fn validate(&self) -> Result<()> {
+        if let Shared::Dictionary(dictionary) = &self.shared {
+            let values = with_scratch(|scratch| dictionary.values(scratch).cloned())?;
+            values.to_data().validate_full()?;
+            for block in 0..self.blocks {
+                let parts = self.parts(block)?;
+                if !parts.all_null {
+                    with_scratch(|scratch| dictionary.codes(&parts, None, scratch))?;
+                }
+            }
+            return Ok(());
+        }
+        for block in 0..self.blocks {
+            let values = self.block(block)?;
+            if let Some(values) = values.as_string_view_opt() {
+                // The buffer of a block has every value, short ones too, and mostly it is ASCII,
+                // of which every part is UTF-8.
+                if !values.data_buffers().iter().all(|buffer| buffer.is_ascii()) {
+                    values.to_data().validate_full()?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Statistics are hints: what cannot be read is not known.

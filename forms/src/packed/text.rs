@@ -82,12 +82,13 @@ pub(super) fn pair(data_type: &DataType, values: [&[u8]; 2]) -> ArrayRef {
     }
 }
 
-/// Symbols trained on some of the values; `None` where they save less than a fifth.
-pub(super) fn train(values: &[&[u8]]) -> Option<Compressor> {
-    let total: usize = values.iter().map(|v| v.len()).sum();
+/// Symbols trained on some of the values of some blocks; `None` where they save less than a fifth.
+pub(super) fn train(blocks: &[Vec<&[u8]>]) -> Option<Compressor> {
+    let total: usize = blocks.iter().flatten().map(|v| v.len()).sum();
     // Whole values from all over, so that a sorted column is seen from A to Z.
     let step = (total / SAMPLE_BYTES).max(1);
-    let sample: Vec<&[u8]> = values.iter().step_by(step).copied().collect();
+    let sample = blocks.iter().flat_map(|block| block.iter().step_by(step));
+    let sample: Vec<&[u8]> = sample.copied().collect();
     let raw: usize = sample.iter().map(|v| v.len()).sum();
     if raw == 0 {
         return None;

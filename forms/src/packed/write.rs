@@ -341,7 +341,7 @@ impl PackedChunkWriter {
             body.values = distinct.values.len();
             return Ok(body);
         }
-        let compressor = text::train(&all.concat());
+        let compressor = text::train(&all);
         let encoding = match compressor {
             None => Encoding::Text,
             Some(_) => Encoding::CompressedText,
