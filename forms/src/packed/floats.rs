@@ -67,8 +67,7 @@ impl Float for f64 {
     fn encode(self, exponents: Exponents) -> Option<i64> {
         let scaled = self * POWERS[exponents.e as usize] * NEGATIVE_POWERS[exponents.f as usize];
         let rounded = scaled.round();
-        // Also false of a NaN.
-        if !(rounded.abs() < INTEGER_MAX) {
+        if rounded.is_nan() || rounded.abs() >= INTEGER_MAX {
             return None;
         }
         let integer = rounded as i64;
@@ -89,7 +88,7 @@ impl Float for f32 {
         let scaled =
             f64::from(self) * POWERS[exponents.e as usize] * NEGATIVE_POWERS[exponents.f as usize];
         let rounded = scaled.round();
-        if !(rounded.abs() < INTEGER_MAX) {
+        if rounded.is_nan() || rounded.abs() >= INTEGER_MAX {
             return None;
         }
         let integer = rounded as i64;
