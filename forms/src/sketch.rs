@@ -5,9 +5,11 @@
 //!
 //! - An integer, widened to 128 bits with its sign: `fold(fold(low ^ K0, high ^ K1), K2)`. Floats
 //!   count by their bits, booleans as 0 and 1.
-//! - A string or binary: from `state = length ^ K0`, for each 16 bytes and for the rest, which may
-//!   be empty, filled up with zeros: `state = fold(state ^ first half, K1 ^ second half)`, the
-//!   halves little-endian; in the end `fold(state, K2)`.
+//! - A string or binary: `fold(state, K2)`, where `state` begins as `length ^ K0`, and a step is
+//!   `state = fold(state ^ a, K1 ^ b)`. From 16 bytes on there is a step for the two words,
+//!   little-endian, of each 16 bytes but the last ones, and one for those of the last 16 bytes,
+//!   which may overlap the ones before. Of 8 to 15 bytes there is one for the first and the last
+//!   word. Of fewer there is one for the bytes as a number, the first one uppermost, and zero.
 //!
 //! K0 is 0x9e3779b97f4a7c15, K1 0xbf58476d1ce4e5b9, K2 0x94d049bb133111eb.
 //!
@@ -254,15 +256,31 @@ pub(crate) fn hash(value: i128) -> u64 {
 /// The hash of a string or binary.
 #[inline]
 pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
-    let (whole, rest) = bytes.as_chunks::<16>();
     let step = |state: u64, bytes: &[u8; 16]| {
         let word = u128::from_le_bytes(*bytes);
         fold(state ^ word as u64, K1 ^ (word >> 64) as u64)
     };
-    let state = whole.iter().fold(bytes.len() as u64 ^ K0, step);
-    let mut last = [0; 16];
-    last[..rest.len()].copy_from_slice(rest);
-    fold(step(state, &last), K2)
+    let state = bytes.len() as u64 ^ K0;
+    let state = match (bytes.first_chunk::<8>(), bytes.last_chunk::<16>()) {
+        (_, Some(last)) => {
+            let whole = bytes[..bytes.len() - 1].as_chunks::<16>().0;
+            step(whole.iter().fold(state, step), last)
+        }
+        (Some(first), None) => {
+            let last = bytes.last_chunk().copied().unwrap_or_default();
+            fold(
+                state ^ u64::from_le_bytes(*first),
+                K1 ^ u64::from_le_bytes(last),
+            )
+        }
+        (None, None) => {
+            let word = bytes
+                .iter()
+                .fold(0, |word, byte| word << 8 | u64::from(*byte));
+            fold(state ^ word, K1)
+        }
+    };
+    fold(state, K2)
 }
 
 fn hash_wide(value: i256) -> u64 {

@@ -348,6 +348,8 @@ pub(crate) struct Stream<'a> {
     pub(crate) length: usize,
 }
 
+// On the stack while one block is read, and never in a collection: no box for the larger one.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 // A stream lives on the stack for one block: a box for the common kind would cost each of them.
 #[expect(clippy::large_enum_variant)]

@@ -483,17 +483,14 @@ pub(super) fn array(
         return Err(corrupt("values", views.len(), "one for each row"));
     }
     let views = ScalarBuffer::from(views);
-    Ok(match data_type {
-        DataType::Utf8View => {
-            // SAFETY: `view` makes views of bytes that lie in their buffer, short ones inside of
-            // the view with zeros behind, long ones with the prefix that stands there. That
-            // strings are UTF-8 was checked by `validate_packed` before the chunk was published,
-            // and published bytes never change.
-            Arc::new(unsafe { StringViewArray::new_unchecked(views, buffers, nulls) })
-        }
-        _ => {
-            // SAFETY: as above; nothing is asked of the bytes of binary values.
-            Arc::new(unsafe { BinaryViewArray::new_unchecked(views, buffers, nulls) })
-        }
-    })
+    // SAFETY: `view` makes views of bytes that lie in their buffer, short ones inside of the view
+    // with zeros behind, long ones with the prefix that stands there.
+    let binary = unsafe { BinaryViewArray::new_unchecked(views, buffers, nulls) };
+    if data_type != &DataType::Utf8View {
+        return Ok(Arc::new(binary));
+    }
+    // SAFETY: that strings are UTF-8 was checked by `validate_packed` before the chunk was
+    // published, and published bytes never change.
+    let text = unsafe { binary.to_string_view_unchecked() };
+    Ok(Arc::new(text))
 }

@@ -323,7 +323,13 @@ impl PackedChunkWriter {
         if let Some(sketch) = collector.sketch() {
             match repeats {
                 true => distinct.count(sketch),
-                false => self.blocks.iter().for_each(|block| sketch.add(block)),
+                false => {
+                    for (block, values) in self.blocks.iter().zip(&all) {
+                        let valid = |row: &usize| block.is_valid(*row);
+                        let rows = (0..values.len()).filter(valid);
+                        rows.for_each(|row| sketch.add_bytes(values[row]));
+                    }
+                }
             }
         }
         if let Some(body) = self.nothing()? {
