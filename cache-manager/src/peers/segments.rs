@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(other.kind, RefusalKind::WrongIncarnation);
         let never = refused(name(writer.incarnation(), SegmentId(id.0 + 1)));
         assert_eq!(never.kind, RefusalKind::UnknownSegment);
-        // Retired: what is being sent goes on, nobody else finds it, its memory returns.
+        // Retired: what is being sent goes on; then its memory returns, and nobody finds it.
         let contents = IndexContents {
             chunks: sealed.chunks,
             catalogs: vec![],
@@ -131,12 +131,12 @@ mod tests {
         served.keep_only(&BTreeSet::new());
         let report = writer.reclaim().unwrap();
         assert_eq!(report.retained_segments, 1);
-        assert_eq!(refused(ours).kind, RefusalKind::UnknownSegment);
         assert_eq!(
             open.range(location.offset, location.length),
             Some(&b"chunk"[..])
         );
         drop(open);
         assert_eq!(writer.reclaim().unwrap().retained_segments, 0);
+        assert_eq!(refused(ours).kind, RefusalKind::UnknownSegment);
     }
 }
