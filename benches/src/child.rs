@@ -161,12 +161,11 @@ async fn cold(request: &Request, mode: &Mode, cache: &Cache) -> Result<Touched, 
     let session = session(mode, request.partitions);
     let mut touched = Touched::default();
     let start = Instant::now();
-    register_stoa(&session, &cache.stoa(), &request.data).await?;
+    cache.stoa().register(&session).await?;
     for table in &request.data.tables {
-        let schema = request.data.suite.name();
         let location = request.data.directory.join(table);
         let create = format!(
-            "create external table {schema}.{table} stored as stoa location '{}/'",
+            "create external table {table} stored as stoa location '{}/'",
             location.display()
         );
         session.sql(&create).await?.collect().await?;

@@ -14,6 +14,7 @@ use datafusion::execution::context::{SessionConfig, SessionContext};
 use datafusion::prelude::ParquetReadOptions;
 use stoa_datafusion::{Embedded, EmbeddedSettings, Origin, Reader, Stoa};
 use stoa_layout::{FormChoice, LayoutDocument, LayoutVersion, TableName};
+use stoa_metastore::TableState;
 
 use crate::Error;
 use crate::suite::Data;
@@ -228,8 +229,19 @@ impl Cache {
             self.embedded.publish(&document).await?;
             documents.push(document);
         }
-        for document in &documents {
-            self.embedded.wait_loaded(document, LOAD_TIMEOUT).await?;
+        let mut states = self
+            .embedded
+            .worker_state()
+            .ok_or("another process runs this cache")?;
+        let loaded = states.wait_for(|state| {
+            let of = |document: &LayoutDocument| state.tables.get(&document.table.to_string());
+            documents
+                .iter()
+                .all(|document| of(document).is_some_and(settled))
+        });
+        match tokio::time::timeout(LOAD_TIMEOUT, loaded).await {
+            Ok(loaded) => drop(loaded?),
+            Err(_) => return Err(format!("{mode} is not loaded after {LOAD_TIMEOUT:?}").into()),
         }
         Ok(())
     }
@@ -257,6 +269,12 @@ impl Cache {
         // Before the directory goes, whose name they bear.
         let _ = stoa_shm::AccessCounters::remove(directory);
     }
+}
+
+/// Whether all that fits of a table is there: what is left out for lack of room stays out.
+fn settled(table: &TableState) -> bool {
+    let (done, left_out) = (table.chunks_done, table.left_out.chunks);
+    table.current.is_some() || (left_out > 0 && done + left_out >= table.chunks_total)
 }
 
 /// A mode, ready to be asked.
@@ -397,6 +415,7 @@ fn new_bytes(data: &ArrayData, seen: &mut HashSet<usize>) -> u64 {
 #[cfg(test)]
 mod tests {
     use arrow::array::{Array, Int64Array};
+    use stoa_metastore::PlanTarget;
 
     use super::*;
 
@@ -427,6 +446,32 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_table_is_settled_with_all_of_it_or_with_what_fits() {
+        let target = Some(PlanTarget {
+            plan: 1,
+            version: 1,
+        });
+        let mut table = TableState {
+            target,
+            chunks_done: 26,
+            chunks_total: 27,
+            ..TableState::default()
+        };
+        assert!(!settled(&table));
+        table.left_out.chunks = 1;
+        assert!(settled(&table));
+        let whole = TableState {
+            current: target,
+            ..TableState::default()
+        };
+        let planned = TableState {
+            target,
+            ..TableState::default()
+        };
+        assert!(settled(&whole) && !settled(&planned));
     }
 
     #[test]

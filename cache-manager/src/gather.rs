@@ -128,7 +128,9 @@ fn precedence(key: &ChunkKey, worker: &str) -> u64 {
 /// A peer during one load.
 struct Known {
     peer: Peer,
-    failures_in_row: u32,
+    /// Calls that failed, and goes of reads, each since the last that did not.
+    failed_calls: u32,
+    failed_pulls: u32,
     is_out: bool,
     incarnation: u64,
     unsettled: bool,
@@ -144,10 +146,10 @@ struct Pull {
     chunks: Vec<(usize, ChunkLocation)>,
 }
 
-/// What came of a pull, beside the chunks that were handed on.
+/// What came of a pull beside the chunks that were handed on.
 struct Pulled {
     peer: usize,
-    /// Chunks that are to be had elsewhere, and whether that peer may be asked for them again.
+    /// Chunks that did not come, and whether that peer may be asked for them again.
     missed: Vec<(usize, bool)>,
     /// Whether anything arrived.
     any: bool,
@@ -161,6 +163,8 @@ struct Gathering {
     known: Vec<Known>,
     /// Peers that did not give a chunk, by want.
     refused: HashMap<usize, HashSet<usize>>,
+    /// Wants that a peer said to hold and then did not.
+    moved: HashSet<(usize, usize)>,
     /// What is not on its way yet, in the order of the wants.
     open: Vec<usize>,
     began: Instant,
@@ -187,6 +191,7 @@ pub(crate) async fn gather(
                 shared: Arc::clone(&shared),
                 known,
                 refused: HashMap::new(),
+                moved: HashSet::new(),
                 open: fetch,
                 began: Instant::now(),
                 results,
@@ -210,7 +215,8 @@ impl Known {
     fn new(peer: Peer) -> Known {
         Known {
             peer,
-            failures_in_row: 0,
+            failed_calls: 0,
+            failed_pulls: 0,
             is_out: false,
             incarnation: 0,
             unsettled: true,
@@ -220,24 +226,28 @@ impl Known {
         }
     }
 
-    fn failed(&mut self) {
-        self.failures_in_row += 1;
-        if self.failures_in_row >= FAILURES_MAX && !self.is_out {
-            tracing::info!(
-                peer = self.peer.address.id,
-                "a peer is left out of this load"
-            );
+    fn call_failed(&mut self) {
+        self.failed_calls += 1;
+        self.judge();
+    }
+
+    fn pulled(&mut self, anything: bool) {
+        self.failed_pulls = if anything { 0 } else { self.failed_pulls + 1 };
+        self.judge();
+    }
+
+    fn judge(&mut self) {
+        let failed = self.failed_calls.max(self.failed_pulls);
+        if failed >= FAILURES_MAX && !self.is_out {
+            let peer = &self.peer.address.id;
+            tracing::info!(peer, "a peer is left out of this load");
             self.is_out = true;
         }
     }
 
-    fn succeeded(&mut self) {
-        self.failures_in_row = 0;
-    }
-
     /// Takes notice of how far it is; whoever stands still for long is not waited for.
     fn observe(&mut self, reply: &LocateReply, patience: Duration) {
-        self.succeeded();
+        self.failed_calls = 0;
         self.incarnation = reply.incarnation;
         self.unsettled = reply.unsettled;
         if reply.progress != self.progress {
@@ -347,7 +357,7 @@ impl Gathering {
                 Some(standings.collect())
             }
             None => {
-                known.failed();
+                known.call_failed();
                 None
             }
         };
@@ -497,14 +507,10 @@ impl Gathering {
     }
 
     fn take(&mut self, pulled: Pulled) {
-        let known = &mut self.known[pulled.peer];
-        if pulled.any {
-            known.succeeded();
-        } else {
-            known.failed();
-        }
+        self.known[pulled.peer].pulled(pulled.any);
         for (at, again) in pulled.missed {
-            if !again {
+            // Once more where it may have moved; not for ever.
+            if !again || !self.moved.insert((at, pulled.peer)) {
                 self.refused.entry(at).or_default().insert(pulled.peer);
             }
             self.open.push(at);
@@ -539,6 +545,7 @@ fn chunk_of(
     block: Block,
 ) -> Result<EncodedChunk, String> {
     let bytes = Bytes::from(block);
+    // What is as it is in the file is decoded with every check each time it is read.
     if location.form != stoa_forms::FORM_PARQUET {
         let data_type = catalog
             .and_then(|catalog| catalog.files.get(want.file as usize))

@@ -1,12 +1,14 @@
 //! What a worker answers over its control service.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stoa_control::{
-    PinReport, RefreshReport, ServiceError, TableStatus, VerifyReport, WorkerService, WorkerStatus,
+    PeerPath, PeersReport, PinReport, RefreshReport, ServiceError, TableStatus, VerifyReport,
+    WorkerService, WorkerStatus,
 };
 use stoa_metastore::{Records, TableState, WorkerState};
+use stoa_transfer::PathStatistics;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::events::{Command, Looked};
@@ -140,6 +142,17 @@ impl WorkerService for WorkerControl {
         })
     }
 
+    async fn peers(&self) -> Result<PeersReport, ServiceError> {
+        let paths = self
+            .peers
+            .as_ref()
+            .map_or_else(Vec::new, |peers| peers.paths());
+        Ok(PeersReport {
+            addresses: self.shared.transfer_addresses(),
+            paths: paths.into_iter().map(peer_path).collect(),
+        })
+    }
+
     async fn pin(&self) -> Result<PinReport, ServiceError> {
         Ok(self.set_pinned(true).await)
     }
@@ -182,6 +195,33 @@ fn status(shared: &Shared, state: WorkerState, details: &Details) -> WorkerStatu
         pinned: false,
         cache_dir: shared.settings.cache_dir.display().to_string(),
         problems: state.problems,
+    }
+}
+
+fn peer_path(path: PathStatistics) -> PeerPath {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    PeerPath {
+        peer: path.peer,
+        address: path.address,
+        transport: path.transport.to_string(),
+        connections: path.connections as u64,
+        reads: path.reads,
+        bytes: path.bytes,
+        calls: path.calls,
+        errors: path
+            .errors
+            .into_iter()
+            .map(|(kind, count)| (kind.as_str().to_owned(), count))
+            .collect(),
+        last_error: path.last_error.unwrap_or_default(),
+        // Less than a microsecond is seen too.
+        latency_us: path.latency.map_or(0, |latency| {
+            u64::try_from(latency.as_micros())
+                .unwrap_or(u64::MAX)
+                .max(1)
+        }),
+        bytes_per_second: path.bytes_per_second.unwrap_or(0.0),
+        left_for_ms: path.left_for.map_or(0, |left| millis(left).max(1)),
     }
 }
 

@@ -66,6 +66,16 @@ impl Node {
         }
     }
 
+    /// Starts the worker in a runtime of its own, which can die at once.
+    async fn start_alone(&mut self, world: &World) -> tokio::runtime::Runtime {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let network = PeerNetwork::new(&transfer()).unwrap();
+        let (settings, records) = (self.settings(world), world.records.clone());
+        let starting = Worker::start_in(settings, records, self.origin.clone(), Some(network));
+        self.worker = Some(runtime.spawn(starting).await.unwrap().unwrap());
+        runtime
+    }
+
     async fn start(&mut self, world: &World, network: Option<PeerNetwork>) {
         let settings = self.settings(world);
         let network = network.unwrap_or_else(|| PeerNetwork::new(&transfer()).unwrap());
@@ -78,8 +88,15 @@ impl Node {
         self.worker.as_ref().unwrap()
     }
 
-    async fn ready(&self, version: &str) -> TableState {
-        ready(self.worker(), version).await
+    /// Waits until the worker has got as far as it can with that plan.
+    async fn ready(&self, plan: u64) -> TableState {
+        until("the plan is carried out", async || {
+            let tables = self.worker().state().tables;
+            let current = tables.get(TABLE).and_then(|table| table.current);
+            current.is_some_and(|current| current.plan >= plan)
+        })
+        .await;
+        self.worker().state().tables[TABLE].clone()
     }
 
     fn reader(&self) -> Reader {
@@ -95,6 +112,15 @@ impl Node {
             id: self.id.clone(),
             addresses: self.worker().transfer_addresses(),
         }
+    }
+
+    /// Bytes of chunks that the worker read from the origin; footers are not among them.
+    fn fetched_bytes(&self) -> u64 {
+        let text = self.worker().metrics().prometheus_text();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("stoa_worker_fetched_bytes_total "));
+        line.expect("it is counted").parse::<f64>().unwrap() as u64
     }
 
     async fn stop(&mut self) {
@@ -126,12 +152,12 @@ fn stranger() -> Client {
 }
 
 /// Puts a plan in force that gives each of the workers what it accepts.
-async fn plan(
+async fn put_plan(
     world: &mut World,
     catalog: &TableCatalog,
     workers: &[&str],
     accepts: impl Fn(&str, &WantedChunk) -> bool,
-) -> String {
+) -> u64 {
     let wanted = stoa_layout::wanted(catalog).unwrap();
     let files = catalog.files.iter();
     let files: Vec<_> = files
@@ -157,7 +183,8 @@ async fn plan(
         replicas: workers.len() as u32,
         ..PlanNotes::default()
     };
-    world.write_plan(catalog, &parts, notes).await
+    world.write_plan(catalog, &parts, notes).await;
+    world.plan
 }
 
 /// Bytes of the wanted chunks in the files.
@@ -194,21 +221,21 @@ async fn what_another_worker_holds_is_had_from_there() {
     let catalog = world.publish_layout(TABLE, LOCATION, 1, &COLUMNS).await;
     let a = Node::started(&world, "a").await;
     let b = Node::started(&world, "b").await;
-    let version = plan(&mut world, &catalog, &["a"], |_, _| true).await;
-    let state = a.ready(&version).await;
+    let plan = put_plan(&mut world, &catalog, &["a"], |_, _| true).await;
+    let state = a.ready(plan).await;
     assert_eq!((state.fetched_chunks, state.peer_chunks), (24, 0));
     knows(&b, "a", 24).await;
 
     let requests = b.origin.counters().get_requests;
-    let version = plan(&mut world, &catalog, &["a", "b"], |_, _| true).await;
-    let state = b.ready(&version).await;
+    let plan = put_plan(&mut world, &catalog, &["a", "b"], |_, _| true).await;
+    let state = b.ready(plan).await;
     assert_eq!((state.fetched_chunks, state.peer_chunks), (24, 24));
     assert_eq!(state.peer_bytes, state.bytes_done);
     assert_all_cached(&b, 4);
     // Only footers came from the origin.
-    assert!(b.origin.counters().bytes < table_bytes(&catalog) / 10);
+    assert_eq!(b.fetched_bytes(), 0);
     assert!(b.origin.counters().get_requests <= requests + 4);
-    assert_eq!(a.ready(&version).await.kept_chunks, 24);
+    assert_eq!(a.ready(plan).await.kept_chunks, 24);
     // Each side's queries know what the other holds, and where it lies: the bytes are there.
     knows(&a, "b", 24).await;
     let directory = a.directory();
@@ -245,10 +272,16 @@ fn read_of(holder: &stoa_shm::Holder<'_>) -> Read {
     }
 }
 
-/// Starts four cold workers that all want the same table, and says what it costs the origin.
-async fn four_cold_workers(world: &mut World, catalog: &TableCatalog) -> (Vec<Node>, String) {
-    let mut nodes = vec![];
-    for id in ["a", "b", "c", "d"] {
+/// Starts four cold workers, of which the first one can die at once, and has all of them want the
+/// same table.
+async fn four_cold_workers(
+    world: &mut World,
+    catalog: &TableCatalog,
+) -> (Vec<Node>, tokio::runtime::Runtime, u64) {
+    let mut first = Node::new(world, "a");
+    let runtime = first.start_alone(world).await;
+    let mut nodes = vec![first];
+    for id in ["b", "c", "d"] {
         nodes.push(Node::started(world, id).await);
     }
     // They know of each other, as workers do that have been there for a while.
@@ -259,60 +292,60 @@ async fn four_cold_workers(world: &mut World, catalog: &TableCatalog) -> (Vec<No
         .await;
     }
     let all = ["a", "b", "c", "d"];
-    let version = plan(world, catalog, &all, |_, _| true).await;
-    (nodes, version)
+    let plan = put_plan(world, catalog, &all, |_, _| true).await;
+    (nodes, runtime, plan)
 }
 
-fn origin_bytes(nodes: &[Node]) -> u64 {
-    nodes.iter().map(|node| node.origin.counters().bytes).sum()
+fn fetched_bytes(nodes: &[Node]) -> u64 {
+    nodes.iter().map(Node::fetched_bytes).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn four_cold_workers_cost_the_origin_one_table() {
-    let mut world = World::with_table(12).await;
+    let mut world = World::with_table(9).await;
     let catalog = world.publish_layout(TABLE, LOCATION, 1, &COLUMNS).await;
     world.store.delay_ms.store(20, Ordering::Relaxed);
-    let (nodes, version) = four_cold_workers(&mut world, &catalog).await;
+    let (nodes, runtime, plan) = four_cold_workers(&mut world, &catalog).await;
     let mut from_peers = 0;
     for node in &nodes {
-        let state = node.ready(&version).await;
-        assert_eq!((state.fetched_chunks, state.left_out.chunks), (72, 0));
+        let state = node.ready(plan).await;
+        assert_eq!((state.fetched_chunks, state.left_out.chunks), (54, 0));
         from_peers += state.peer_chunks;
     }
-    let (bytes, table) = (origin_bytes(&nodes), table_bytes(&catalog));
+    let (bytes, table) = (fetched_bytes(&nodes), table_bytes(&catalog));
     println!("origin: {bytes} bytes for a table of {table}, {from_peers} chunks from peers");
-    assert_eq!(from_peers, 3 * 72);
+    assert_eq!(from_peers, 3 * 54);
     assert!(bytes as f64 <= table as f64 * 1.1, "{bytes} of {table}");
     for node in &nodes {
-        assert_all_cached(node, 12);
+        assert_all_cached(node, 9);
     }
+    runtime.shutdown_background();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_dies_in_a_load_costs_the_origin_little_more() {
-    let mut world = World::with_table(12).await;
+    let mut world = World::with_table(9).await;
     let catalog = world.publish_layout(TABLE, LOCATION, 1, &COLUMNS).await;
     world.store.delay_ms.store(60, Ordering::Relaxed);
-    let (mut nodes, version) = four_cold_workers(&mut world, &catalog).await;
-    let dying = nodes[0].worker.take().unwrap();
+    let (nodes, runtime, plan) = four_cold_workers(&mut world, &catalog).await;
     until("half is loaded", async || {
-        let tables = dying.state().tables;
+        let tables = nodes[0].worker().state().tables;
         tables
             .get(TABLE)
-            .is_some_and(|table| table.fetched_chunks > 30)
+            .is_some_and(|table| table.fetched_chunks > 24)
     })
     .await;
     // Not in order: it just ends, and its registration stands until its lease is over.
-    drop(dying);
+    runtime.shutdown_background();
     for node in &nodes[1..] {
-        let state = node.ready(&version).await;
-        assert_eq!((state.fetched_chunks, state.left_out.chunks), (72, 0));
+        let state = node.ready(plan).await;
+        assert_eq!((state.fetched_chunks, state.left_out.chunks), (54, 0));
     }
-    let (bytes, table) = (origin_bytes(&nodes), table_bytes(&catalog));
+    let (bytes, table) = (fetched_bytes(&nodes), table_bytes(&catalog));
     println!("origin: {bytes} bytes for a table of {table}");
     assert!(bytes as f64 <= table as f64 * 1.3, "{bytes} of {table}");
     for node in &nodes[1..] {
-        assert_all_cached(node, 12);
+        assert_all_cached(node, 9);
         until("the dead are forgotten", async || {
             node.directory().workers().all(|worker| worker.id != "a")
         })
@@ -329,16 +362,16 @@ async fn with_fault(
     let a = Node::started(&world, "a").await;
     let mut b = Node::new(&world, "b");
     b.start(&world, Some(faulty(fault))).await;
-    let version = plan(&mut world, &catalog, &["a"], |_, _| true).await;
-    a.ready(&version).await;
+    let plan = put_plan(&mut world, &catalog, &["a"], |_, _| true).await;
+    a.ready(plan).await;
     knows(&b, "a", 12).await;
-    let version = plan(&mut world, &catalog, &["a", "b"], |_, _| true).await;
+    let plan = put_plan(&mut world, &catalog, &["a", "b"], |_, _| true).await;
     let started = Instant::now();
-    let state = b.ready(&version).await;
+    let state = b.ready(plan).await;
     let took = started.elapsed();
     assert_eq!((state.fetched_chunks, state.left_out.chunks), (12, 0));
     assert_all_cached(&b, 2);
-    (state, b.origin.counters().bytes, took)
+    (state, b.fetched_bytes(), took)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -381,8 +414,8 @@ async fn a_directory_made_anew_does_not_answer_for_the_old_one() {
     let catalog = world.publish_layout(TABLE, LOCATION, 1, &COLUMNS).await;
     let mut a = Node::started(&world, "a").await;
     let b = Node::started(&world, "b").await;
-    let version = plan(&mut world, &catalog, &["a"], |_, _| true).await;
-    a.ready(&version).await;
+    let plan = put_plan(&mut world, &catalog, &["a"], |_, _| true).await;
+    a.ready(plan).await;
     knows(&b, "a", 12).await;
     let old = b.directory();
     let (.., holders) = old.chunks().next().unwrap();
@@ -393,7 +426,7 @@ async fn a_directory_made_anew_does_not_answer_for_the_old_one() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
     }
     a.start(&world, None).await;
-    a.ready(&version).await;
+    a.ready(plan).await;
     let deadline = Instant::now() + PATIENCE;
     let mut outcomes = stranger()
         .submit(&a.address(), vec![old_read], deadline)
@@ -425,9 +458,9 @@ async fn one_worker_tells_what_all_of_them_hold() {
     let a = Node::started(&world, "a").await;
     let b = Node::started(&world, "b").await;
     let halves = |worker: &str, chunk: &WantedChunk| (worker == "a") == (chunk.chunk.column == 0);
-    let version = plan(&mut world, &catalog, &["a", "b"], halves).await;
-    assert_eq!(a.ready(&version).await.chunks_done, 6);
-    assert_eq!(b.ready(&version).await.chunks_done, 12);
+    let plan = put_plan(&mut world, &catalog, &["a", "b"], halves).await;
+    assert_eq!(a.ready(plan).await.chunks_done, 6);
+    assert_eq!(b.ready(plan).await.chunks_done, 12);
     knows(&a, "b", 12).await;
     let client = stranger();
     let ask = async |since: u64, wait_ms: u32| {
@@ -456,12 +489,12 @@ async fn one_worker_tells_what_all_of_them_hold() {
     let started = Instant::now();
     assert!(ask(revision, 300).await.1.is_none());
     assert!(started.elapsed() >= Duration::from_millis(300));
-    let dropped = plan(&mut world, &catalog, &["a", "b"], |worker, chunk| {
+    let dropped = put_plan(&mut world, &catalog, &["a", "b"], |worker, chunk| {
         worker == "b" && halves(worker, chunk)
     });
-    let (version, (_, news)) = tokio::join!(dropped, ask(revision, 20_000));
+    let (plan, (_, news)) = tokio::join!(dropped, ask(revision, 20_000));
     assert!(news.is_some());
-    b.ready(&version).await;
+    b.ready(plan).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -513,8 +546,8 @@ async fn without_peers_the_origin_is_asked_at_once() {
     world.records.register_worker(&gone, ttl).await.unwrap();
     until("it is known", async || !a.worker().peer_paths().is_empty()).await;
     let started = Instant::now();
-    let version = plan(&mut world, &catalog, &["a", "gone"], |_, _| true).await;
-    let state = a.ready(&version).await;
+    let plan = put_plan(&mut world, &catalog, &["a", "gone"], |_, _| true).await;
+    let state = a.ready(plan).await;
     assert_eq!((state.fetched_chunks, state.peer_chunks), (12, 0));
     assert!(started.elapsed() < Duration::from_secs(20));
     assert_all_cached(&a, 2);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use stoa_layout::{FormChoice, Replicas};
 
 use crate::config::{Inputs, parse_bytes};
@@ -142,6 +142,11 @@ pub enum Command {
     Unload(UnloadArgs),
     /// Show tables, versions, workers and problems.
     Status(StatusArgs),
+    /// Show how workers reach each other's memory: paths, latency, bandwidth, failures.
+    #[command(after_help = "Examples:
+  stoa --etcd node1 peers
+  stoa --etcd node1 peers --json")]
+    Peers(PeersArgs),
     /// Lock workers' caches in memory, so that they cannot be swapped out.
     #[command(after_help = "Examples:
   stoa --etcd node1 pin                     all workers
@@ -365,6 +370,17 @@ pub struct StatusArgs {
     /// degraded.
     #[arg(long, value_name = "WORKERS")]
     pub require_ready: Option<usize>,
+}
+
+/// `stoa peers …`
+#[derive(Debug, Args)]
+pub struct PeersArgs {
+    /// Workers by id or host; else all.
+    #[arg(value_name = "WORKER")]
+    pub workers: Vec<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `stoa pin …` and `stoa unpin …`

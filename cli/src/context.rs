@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use stoa_cache_manager::{PeerNetwork, TransferSettings, TransferTls};
 use stoa_control::ClientSettings;
 use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{TableName, TableVersion};
 use stoa_metastore::{EmbeddedMetastore, EtcdMetastore, EtcdSettings, Records};
 use stoa_origin::{Origin, OriginLimits, StoreSettings, Stores};
-use stoa_reader::{Reader, ReaderOptions, Verify};
+use stoa_reader::neighbours::{Directory, LocalDirectory, ToldDirectory};
+use stoa_reader::{NeighbourSettings, Neighbours, Reader, ReaderOptions, Verify};
 
 use crate::args::Global;
 use crate::config::{Config, EtcdConfig, Machine};
@@ -104,18 +106,72 @@ impl Context {
             pin: self.config.cache.pin,
             freshness: self.config.cache.freshness,
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
             stores: self.store_settings(),
             origin: self.origin_limits(),
         };
         Embedded::start(settings).await.map_err(embedded_error)
     }
 
-    /// This machine's cache, to be read.
+    /// This machine's cache, to be read; nothing of others.
+    pub fn local_reader(&self) -> Reader {
+        self.reader_among(None)
+    }
+
+    /// This machine's cache, to be read, and the memory of other workers beside it. Within a tokio
+    /// runtime.
     pub fn reader(&self) -> Reader {
+        self.reader_among(self.neighbours())
+    }
+
+    fn reader_among(&self, neighbours: Option<Neighbours>) -> Reader {
         let options = ReaderOptions {
             verify: self.verify(),
+            prefault: self.config.cache.prefault,
         };
-        Reader::open_with(&self.config.cache.location, options, self.origin())
+        let location = &self.config.cache.location;
+        Reader::open_among(location, options, self.origin(), neighbours)
+    }
+
+    /// The memory of other workers, to be read by queries; none where there are no others. Wrong
+    /// certificates cost their memory, not the queries.
+    fn neighbours(&self) -> Option<Neighbours> {
+        let remote = self.config.cache.remote.as_ref()?;
+        if self.is_embedded() && remote.peers.is_empty() {
+            return None;
+        }
+        let client = match PeerNetwork::new(&self.transfer()) {
+            Ok(network) => network.client,
+            Err(error) => {
+                tracing::warn!(%error, "going on without the memory of other workers");
+                return None;
+            }
+        };
+        let directory: Arc<dyn Directory> = match remote.peers.is_empty() {
+            true => Arc::new(LocalDirectory::open(&self.config.cache.location)),
+            false => ToldDirectory::follow(&remote.peers, client.clone()),
+        };
+        let settings = NeighbourSettings {
+            deadline: remote.deadline,
+            in_flight_bytes_max: remote.inflight_bytes,
+            ..NeighbourSettings::default()
+        };
+        Some(Neighbours::new(settings, directory, Arc::new(client)))
+    }
+
+    /// How memory is read and served between hosts, as configured.
+    pub fn transfer(&self) -> TransferSettings {
+        let transfer = &self.config.transfer;
+        TransferSettings {
+            addresses: transfer.addresses.clone(),
+            tls: transfer.tls.as_ref().map(|tls| TransferTls {
+                ca: tls.ca.clone(),
+                certificate: tls.cert.clone(),
+                key: tls.key.clone(),
+            }),
+            insecure: transfer.insecure,
+            deadline: transfer.deadline,
+        }
     }
 
     fn verify(&self) -> Verify {

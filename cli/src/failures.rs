@@ -69,6 +69,9 @@ impl From<stoa_cache_manager::Error> for Error {
             Worker::Setting { .. } | Worker::Refused { .. } => Error::Usage(text),
             Worker::Cache(error) => error.into(),
             Worker::Control(error) => error.into(),
+            Worker::Transfer(error) if error.kind() == stoa_transfer::ErrorKind::Setup => {
+                Error::Usage(text)
+            }
             _ => Error::Failed(text),
         }
     }

@@ -86,6 +86,7 @@ async fn carry_out(command: Command, context: &Context) -> Result<ExitCode> {
         Command::Load(args) => commands::load(args, context).await?,
         Command::Unload(args) => commands::unload(args, context).await?,
         Command::Status(args) => commands::status(args, context).await?,
+        Command::Peers(args) => commands::peers(args, context).await?,
         Command::Pin(args) => commands::pin(args, true, context).await?,
         Command::Unpin(args) => commands::pin(args, false, context).await?,
         Command::Cache(CacheCommand::Verify { json }) => {

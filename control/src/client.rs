@@ -12,8 +12,9 @@ use crate::grpc::ANSWER_BYTES_MAX;
 use crate::proto::coordinator_control_client::CoordinatorControlClient;
 use crate::proto::worker_control_client::WorkerControlClient;
 use crate::proto::{
-    CoordinatorStatus, CoordinatorStatusRequest, PinReport, PinRequest, RefreshReport,
-    RefreshRequest, UnpinRequest, VerifyReport, VerifyRequest, WorkerStatus, WorkerStatusRequest,
+    CoordinatorStatus, CoordinatorStatusRequest, PeersReport, PeersRequest, PinReport, PinRequest,
+    RefreshReport, RefreshRequest, UnpinRequest, VerifyReport, VerifyRequest, WorkerStatus,
+    WorkerStatusRequest,
 };
 
 /// Deadlines of a client, and whether it may talk in plain text to other hosts.
@@ -192,6 +193,17 @@ impl WorkerClient {
         let call = |request| async move { grpc.refresh(request).await };
         self.peer
             .call("refresh", timeout, RefreshRequest { tables }, call)
+            .await
+    }
+}
+
+impl WorkerClient {
+    /// How it reaches the memory of other workers.
+    pub async fn peers(&self) -> Result<PeersReport> {
+        let (mut grpc, timeout) = (self.grpc.clone(), self.peer.settings.status_timeout_ms);
+        let call = |request| async move { grpc.peers(request).await };
+        self.peer
+            .call("peers", timeout, PeersRequest {}, call)
             .await
     }
 }

@@ -13,8 +13,9 @@ use crate::listen::{BoundedListener, Server};
 use crate::proto::coordinator_control_server::{CoordinatorControl, CoordinatorControlServer};
 use crate::proto::worker_control_server::{WorkerControl, WorkerControlServer};
 use crate::proto::{
-    CoordinatorStatus, CoordinatorStatusRequest, PinReport, PinRequest, RefreshReport,
-    RefreshRequest, UnpinRequest, VerifyReport, VerifyRequest, WorkerStatus, WorkerStatusRequest,
+    CoordinatorStatus, CoordinatorStatusRequest, PeersReport, PeersRequest, PinReport, PinRequest,
+    RefreshReport, RefreshRequest, UnpinRequest, VerifyReport, VerifyRequest, WorkerStatus,
+    WorkerStatusRequest,
 };
 
 /// The largest request that is read; ours are tiny.
@@ -73,6 +74,8 @@ pub trait WorkerService: Send + Sync + 'static {
     async fn unpin(&self) -> Result<PinReport, ServiceError>;
     /// Looks at the origin of these tables (none: all) at once.
     async fn refresh(&self, tables: Vec<String>) -> Result<RefreshReport, ServiceError>;
+    /// How it reaches the memory of other workers.
+    async fn peers(&self) -> Result<PeersReport, ServiceError>;
 }
 
 /// What a coordinator answers.
@@ -208,6 +211,10 @@ impl WorkerControl for Worker {
         Ok(Response::new(
             self.0.refresh(request.into_inner().tables).await?,
         ))
+    }
+
+    async fn peers(&self, _: Request<PeersRequest>) -> Result<Response<PeersReport>, Status> {
+        Ok(Response::new(self.0.peers().await?))
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    CoordinatorService, Listen, ServiceError, Services, TableStatus, WorkerService, serve_grpc,
+    CoordinatorService, Listen, PeerPath, ServiceError, Services, TableStatus, WorkerService,
+    serve_grpc,
 };
 
 /// Answers with what it was given; `verify` never comes back.
@@ -39,6 +40,17 @@ impl WorkerService for Fake {
 
     async fn unpin(&self) -> Result<PinReport, ServiceError> {
         Err(ServiceError::Busy("a load is running".into()))
+    }
+
+    async fn peers(&self) -> Result<PeersReport, ServiceError> {
+        Ok(PeersReport {
+            addresses: vec!["127.0.0.1:7420".into()],
+            paths: vec![PeerPath {
+                peer: "b".into(),
+                errors: [("deadline".to_owned(), 2)].into(),
+                ..PeerPath::default()
+            }],
+        })
     }
 
     async fn refresh(&self, tables: Vec<String>) -> Result<RefreshReport, ServiceError> {
@@ -79,6 +91,9 @@ async fn answers_arrive_as_they_were_given() {
         ("w1", "loading")
     );
     assert_eq!(status.tables["tpch.lineitem"].chunks_total, 7);
+    let report = worker.peers().await.unwrap();
+    assert_eq!(report.addresses, ["127.0.0.1:7420"]);
+    assert_eq!(report.paths[0].errors["deadline"], 2);
     let report = worker.refresh(vec!["tpch.orders".into()]).await.unwrap();
     assert_eq!(report.changed, ["tpch.orders"]);
     let coordinator = CoordinatorClient::new(&address, &ClientSettings::default()).unwrap();

@@ -37,8 +37,8 @@ pub use listen::Server;
 pub use metrics::{Metric, MetricKind, MetricsRegistry};
 pub use observe::{coordinator_metrics, worker_metrics};
 pub use proto::{
-    CoordinatorStatus, KnownWorker, PinReport, PlannedTable, RefreshReport, RefusedRequest,
-    TableStatus, VerifyReport, WorkerStatus,
+    CoordinatorStatus, KnownWorker, PeerPath, PeersReport, PinReport, PlannedTable, RefreshReport,
+    RefusedRequest, TableStatus, VerifyReport, WorkerStatus,
 };
 
 /// For implementations of the service traits: `#[stoa_control::async_trait]`.

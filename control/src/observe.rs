@@ -39,7 +39,7 @@ pub fn worker_metrics(status: &WorkerStatus) -> Vec<Metric> {
         Metric::gauge("worker_problems", "Problems that stand").value(status.problems.len()),
     ];
     type Of = fn(&TableStatus) -> f64;
-    let tables: [(&str, &str, bool, Of); 12] = [
+    let tables: [(&str, &str, bool, Of); 14] = [
         (
             "table_target_version",
             "The layout version worked towards",
@@ -72,6 +72,18 @@ pub fn worker_metrics(status: &WorkerStatus) -> Vec<Metric> {
             "Chunks of the target that were fetched",
             false,
             |t| t.fetched_chunks as f64,
+        ),
+        (
+            "table_peer_chunks",
+            "Chunks of the target that were fetched from another worker",
+            false,
+            |t| t.peer_chunks as f64,
+        ),
+        (
+            "table_peer",
+            "Bytes of the target that were fetched from another worker",
+            true,
+            |t| t.peer_bytes as f64,
         ),
         (
             "table_left_out_chunks",
@@ -161,7 +173,7 @@ pub fn coordinator_metrics(status: &CoordinatorStatus) -> Vec<Metric> {
         metrics.extend([capacity, planned]);
     }
     type Of = fn(&PlannedTable) -> f64;
-    let tables: [(&str, &str, bool, Of); 8] = [
+    let tables: [(&str, &str, bool, Of); 9] = [
         (
             "coordinator_table_wanted_version",
             "The layout version asked for",
@@ -191,6 +203,12 @@ pub fn coordinator_metrics(status: &CoordinatorStatus) -> Vec<Metric> {
             "Chunks that have none",
             false,
             |t| t.left_out_chunks as f64,
+        ),
+        (
+            "coordinator_table_missing_copies",
+            "Copies that have no place, of chunks that have one",
+            false,
+            |t| t.missing_copies as f64,
         ),
         (
             "coordinator_table_placed",

@@ -302,7 +302,7 @@ fn place(
     let mut holders: Vec<Vec<usize>> = vec![Vec::new(); chunks.len()];
     let mut unplaced: HashMap<usize, Reason> = HashMap::new();
     let mut ranks: HashMap<u64, Vec<Rank>> = HashMap::new();
-    for copy in 0..copies.len() {
+    for (copy, previous) in previous.iter().enumerate() {
         let (chunk, bytes) = (copies.chunk(copy), copies.bytes(copy));
         let home = homes.of_copy[copy].and_then(|unit| homes.units[unit as usize].home);
         if let Some(home) = home {
@@ -314,7 +314,7 @@ fn place(
             _ => {
                 let group = copies.group(copy);
                 let rank = ranks.entry(group).or_insert_with(|| nodes.rank(group));
-                nodes.spill(bytes, previous[copy], rank, taken)
+                nodes.spill(bytes, *previous, rank, taken)
             }
         };
         match at {

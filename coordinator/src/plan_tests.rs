@@ -174,15 +174,16 @@ fn check_always(input: &PlanInput<'_>, plan: &Plan) -> Result<(), TestCaseError>
     Ok(())
 }
 
-fn any_input() -> impl Strategy<
-    Value = (
-        Vec<PlanChunk>,
-        Vec<PlanWorker>,
-        HashMap<usize, Vec<String>>,
-        Balancer,
-        Replicas,
-    ),
-> {
+/// Chunks, workers, where chunks were, balancer and copies.
+type AnyInput = (
+    Vec<PlanChunk>,
+    Vec<PlanWorker>,
+    HashMap<usize, Vec<String>>,
+    Balancer,
+    Replicas,
+);
+
+fn any_input() -> impl Strategy<Value = AnyInput> {
     let chunks = prop::collection::vec((0u64..12, 0u64..1000), 0..120);
     let workers = prop::collection::vec((0u64..20_000, prop::bool::weighted(0.85)), 0..7);
     let at = prop::collection::hash_set(0usize..9, 1..4);

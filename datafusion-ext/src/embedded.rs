@@ -33,6 +33,8 @@ pub struct EmbeddedSettings {
     pub freshness: Option<Duration>,
     /// Whether this process hashes a local chunk when it first reads it.
     pub verify: Verify,
+    /// Whether this process touches the whole cache when it attaches, off its queries' path.
+    pub prefault: bool,
     /// The stores that tables may lie in.
     pub stores: StoreSettings,
     /// Bounds on what is asked of them.
@@ -50,6 +52,7 @@ impl Default for EmbeddedSettings {
             pin: false,
             freshness: Some(Duration::from_secs(60)),
             verify: Verify::Never,
+            prefault: false,
             stores: StoreSettings::default(),
             origin: OriginLimits::default(),
         }
@@ -112,6 +115,7 @@ impl Embedded {
         let origin = Origin::new(Stores::new(settings.stores.clone()), settings.origin);
         let options = ReaderOptions {
             verify: settings.verify,
+            prefault: settings.prefault,
         };
         let reader = Reader::open_with(&settings.cache_directory, options, origin.clone());
         let store = match &settings.state_directory {

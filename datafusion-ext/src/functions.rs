@@ -6,10 +6,12 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
+use bytes::Bytes;
 use datafusion::catalog::{MemTable, Session, TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::{DataFusionError, Result, exec_err, plan_err};
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
+use stoa_forms::Chunk;
 use stoa_reader::TableFile;
 
 use crate::catalog::Tables;
@@ -60,6 +62,7 @@ impl SystemTable {
                 ("row_group", UInt32),
                 ("column", Utf8),
                 ("form", Utf8),
+                ("encoding", Utf8),
                 ("rows", UInt64),
                 ("bytes", UInt64),
                 ("file_bytes", UInt64),
@@ -234,7 +237,7 @@ fn cached_chunks(view: &stoa_reader::View, file: &TableFile) -> Vec<(u32, usize,
 
 fn chunk_rows(tables: &Tables) -> Vec<ArrayRef> {
     let view = tables.reader.view();
-    let mut names: [Vec<String>; 5] = Default::default();
+    let mut names: [Vec<String>; 6] = Default::default();
     let mut groups = vec![];
     let mut counts: [Vec<u64>; 6] = Default::default();
     for table in view.tables() {
@@ -262,6 +265,7 @@ fn chunk_rows(tables: &Tables) -> Vec<ArrayRef> {
                     file.identity().path.clone(),
                     root.name().to_owned(),
                     form.to_owned(),
+                    encoding(&view, file, row_group, column, &entry),
                 ];
                 names
                     .iter_mut()
@@ -284,12 +288,33 @@ fn chunk_rows(tables: &Tables) -> Vec<ArrayRef> {
             }
         }
     }
-    let [schema, table, path, column, form] = names.map(strings);
+    let [schema, table, path, column, form, encoding] = names.map(strings);
     let [rows, bytes, file_bytes, segment, offset, hits] = counts.map(numbers);
     let groups: ArrayRef = Arc::new(UInt32Array::from(groups));
     vec![
-        schema, table, path, groups, column, form, rows, bytes, file_bytes, segment, offset, hits,
+        schema, table, path, groups, column, form, encoding, rows, bytes, file_bytes, segment,
+        offset, hits,
     ]
+}
+
+/// How the values of a chunk are encoded, for people; empty of one that cannot be read.
+fn encoding(
+    view: &stoa_reader::View,
+    file: &TableFile,
+    row_group: u32,
+    column: usize,
+    entry: &stoa_shm::Entry,
+) -> String {
+    if entry.form() == stoa_forms::FORM_PARQUET {
+        let leaf = file.roots()[column].first_leaf as usize;
+        let group = file.metadata().row_group(row_group as usize);
+        return group.column(leaf).compression().to_string().to_lowercase();
+    }
+    let data_type = file.decoded_schema().field(column).data_type();
+    let bytes = view.snapshot().open_chunk(entry).ok();
+    bytes
+        .and_then(|bytes| Chunk::open(entry.form(), Bytes::from_owner(bytes), data_type).ok())
+        .map_or_else(String::new, |chunk| chunk.encoding())
 }
 
 async fn worker_rows(tables: &Tables) -> Result<Vec<ArrayRef>> {

@@ -241,6 +241,8 @@ impl<'a> HoldingsReply<'a> {
 
 /// What came of one answer to [`HoldingsFetch`].
 #[derive(Debug)]
+// Taken apart where it is returned, once a fetch.
+#[expect(clippy::large_enum_variant)]
 pub enum Fetched {
     /// Ask again: pages are missing.
     More,

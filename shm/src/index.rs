@@ -10,6 +10,7 @@ use crate::format::{
     CatalogRow, ChunkSlot, FileSlot, INDEX_MAGIC, IndexHeader, SLOT_USED, SegmentHeader,
     SegmentRow, aligned, check_preamble, check_section, hash,
 };
+use crate::map::prefetch;
 use crate::types::{CHUNK_ALIGN, CatalogLocation, ChunkLocation, Miss, SegmentId};
 
 /// A file of the snapshot that returned it; means nothing to another snapshot.
@@ -297,8 +298,8 @@ impl<B: AsRef<[u8]>> Index<B> {
         }
     }
 
-    /// The entries of many chunks, in their order. Where each probe begins is touched before the
-    /// first one is followed, so that the memory is waited for once and not once a chunk.
+    /// The entries of many chunks, in their order. The slots where their probes begin are fetched
+    /// before the first one is followed, so that the memory is waited for once and not once a chunk.
     pub(crate) fn lookup_many(
         &self,
         wanted: &[Wanted],
@@ -311,13 +312,11 @@ impl<B: AsRef<[u8]>> Index<B> {
         }
         for together in wanted.chunks(LOOKUPS_TOGETHER) {
             let mut first = [0; LOOKUPS_TOGETHER];
-            let mut touched = 0;
+            let table = self.header.chunk_slots_offset as usize;
             for (slot, wanted) in first.iter_mut().zip(together) {
                 *slot = wanted.first_slot(slots);
-                let row = self.row(self.header.chunk_slots_offset, *slot, ChunkSlot::BYTES);
-                touched |= row[0];
+                prefetch(self.bytes(), table + *slot as usize * ChunkSlot::BYTES);
             }
-            std::hint::black_box(touched);
             for (slot, wanted) in first.iter().zip(together) {
                 found(self.probe(wanted, *slot));
             }

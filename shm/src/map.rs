@@ -44,6 +44,13 @@ impl FileMap {
         }
     }
 
+    /// Lets the kernel map the pages of a range at once, so that no reader waits for each of them.
+    pub(crate) fn populate(&self, offset: usize, length: usize) -> io::Result<()> {
+        self.map.as_ref().map_or(Ok(()), |map| {
+            map.advise_range(memmap2::Advice::PopulateRead, offset, length)
+        })
+    }
+
     /// Keeps the pages in memory until the mapping ends.
     pub(crate) fn lock(&self) -> io::Result<()> {
         self.map.as_ref().map_or(Ok(()), MmapRaw::lock)
@@ -55,4 +62,19 @@ impl AsRef<[u8]> for FileMap {
     fn as_ref(&self) -> &[u8] {
         self.bytes()
     }
+}
+
+/// Has the processor fetch the cache line of a byte without waiting for it; nothing where there is
+/// no such byte.
+#[inline]
+pub(crate) fn prefetch(bytes: &[u8], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(byte) = bytes.get(at) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program sees and cannot fault; its address is
+        // that of a byte that is borrowed here.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::hint::black_box(bytes.get(at));
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::dir::{FileIdentity, Name, open_file};
@@ -43,7 +44,12 @@ pub struct SegmentMap {
     map: FileMap,
     /// Offsets of the chunks whose checksum this process has compared.
     verified: Mutex<HashSet<u64>>,
+    /// Whether some thread has begun to populate it.
+    populated: AtomicBool,
 }
+
+/// How much of a segment is populated at a time: faults of queries wait for no more.
+const POPULATE_BYTES: usize = 4 << 20;
 
 impl SegmentMap {
     /// The segment.
@@ -116,7 +122,23 @@ impl SegmentMap {
             geometry,
             map,
             verified: Mutex::default(),
+            populated: AtomicBool::new(false),
         })
+    }
+
+    /// Touches all pages, once a process. Without effect on a kernel that cannot (before 5.14).
+    pub(crate) fn populate(&self) {
+        if self.populated.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let bytes = self.map.bytes().len();
+        for start in (0..bytes).step_by(POPULATE_BYTES) {
+            let length = POPULATE_BYTES.min(bytes - start);
+            if let Err(error) = self.map.populate(start, length) {
+                tracing::debug!(id = %self.id(), %error, "segment not populated ahead of use");
+                return;
+            }
+        }
     }
 
     pub(crate) fn file_bytes(&self) -> u64 {

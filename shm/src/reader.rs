@@ -34,6 +34,9 @@ pub enum Verify {
 pub struct ReaderOptions {
     /// Whether chunks are hashed. Catalogs always are, at first touch.
     pub verify: Verify,
+    /// Whether all segments of a new generation are mapped and their pages touched by a thread of
+    /// its own, so that the first queries of a process do not wait for page faults.
+    pub prefault: bool,
 }
 
 /// Reads a cache directory that some process may be writing. Cheap to clone; clones share their
@@ -121,6 +124,9 @@ impl CacheReader {
         let mut state = write(&inner.state);
         if state.seen != seen {
             *state = inner.attach(&state.snapshot);
+            if inner.options.prefault {
+                prefault(&state.snapshot);
+            }
         }
         Arc::clone(&state.snapshot)
     }
@@ -164,6 +170,28 @@ impl Inner {
                 }
             }
         }
+    }
+}
+
+/// Touches what a snapshot names, in a thread that ends early when nobody needs it any more.
+fn prefault(snapshot: &Arc<Snapshot>) {
+    let wanted = Arc::downgrade(snapshot);
+    let touch = move || {
+        let segments = wanted.upgrade().map_or_else(Vec::new, |s| s.segment_ids());
+        for id in segments {
+            let Some(snapshot) = wanted.upgrade() else {
+                return;
+            };
+            // A segment that is gone is a miss of whoever needs it.
+            if let Ok(segment) = snapshot.segment(id) {
+                drop(snapshot);
+                segment.populate();
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("stoa-prefault".to_owned());
+    if let Err(error) = thread.spawn(touch) {
+        tracing::debug!(%error, "no thread to touch the cache ahead of use");
     }
 }
 
@@ -345,6 +373,12 @@ impl Snapshot {
         let checksum = (self.options.verify == Verify::FirstTouch).then_some(location.checksum);
         self.segment(location.segment)?
             .chunk(location.offset, location.length, checksum)
+    }
+
+    /// Segments that it names.
+    fn segment_ids(&self) -> Vec<SegmentId> {
+        let segments = self.index().into_iter().flat_map(Index::segments);
+        segments.map(|segment| segment.id).collect()
     }
 
     /// Names of the catalogs, in order.

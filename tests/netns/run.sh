@@ -35,9 +35,14 @@ wrong() {
 }
 
 clean_up() {
-    local status=$? namespace pid
+    local status=$? namespace pid cache
     for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
     wait 2>/dev/null || true
+    # The counters of a cache lie beside its directory, under a name that only stoa knows.
+    for cache in "$shm"/*/; do
+        "${stoa:-true}" --set cache.location="${cache%/}" --set state.location="$work/reset" \
+            reset --files --yes 2>/dev/null || true
+    done
     for namespace in hub n1 n2 n3; do ip netns del "$tag-$namespace" 2>/dev/null || true; done
     if [ "$status" != 0 ] && [ -d "$work" ]; then
         mkdir -p /tmp/stoa-netns-logs && cp "$work"/*.log /tmp/stoa-netns-logs/ 2>/dev/null || true
@@ -66,7 +71,6 @@ if [ -z "$data" ]; then
     "$stoa" demo --scale "${STOA_SCALE:-0.1}" --data "$work/tpch" --queries 6 --iterations 1 \
         --set cache.location="$shm/demo" --set state.location="$work/demo" >/dev/null
     data="$(dirname "$(find "$work/tpch" -type d -name lineitem | head -n 1)")"
-    rm -rf -- "$shm/demo"
 fi
 
 in_namespace() { ip netns exec "$tag-$1" "${@:2}"; }

@@ -39,6 +39,7 @@ struct Arguments {
     seconds: u64,
     chunk_bytes: u64,
     delay: Duration,
+    threads: usize,
 }
 
 impl Arguments {
@@ -48,6 +49,7 @@ impl Arguments {
             seconds: 3,
             chunk_bytes: 1 << 20,
             delay: Duration::from_millis(10),
+            threads: 1,
         };
         while let Some(name) = arguments.next() {
             let value = arguments
@@ -58,8 +60,9 @@ impl Arguments {
                 "--seconds" => parsed.seconds = value.parse()?,
                 "--chunk-bytes" => parsed.chunk_bytes = value.parse()?,
                 "--delay-ms" => parsed.delay = Duration::from_millis(value.parse()?),
+                "--threads" => parsed.threads = value.parse()?,
                 _ => return Err(format!(
-                    "unknown argument {name}; known are --rounds, --seconds, --chunk-bytes, --delay-ms"
+                    "unknown argument {name}; known are --rounds, --seconds, --chunk-bytes, --delay-ms, --threads"
                 )
                 .into()),
             }
@@ -70,17 +73,21 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).peekable();
-    // One thread for the connection and one for who uses what comes.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
     if arguments.peek().map(String::as_str) == Some("serve") {
         let directory = arguments.nth(1).ok_or("serve needs a directory")?;
-        return runtime.block_on(serve(Path::new(&directory)));
+        let threads = arguments.next().ok_or("serve needs threads")?.parse()?;
+        return runtime(threads)?.block_on(serve(Path::new(&directory)));
     }
     let arguments = Arguments::parse(arguments)?;
-    runtime.block_on(measure(&arguments))
+    runtime(arguments.threads)?.block_on(measure(&arguments))
+}
+
+/// As many threads as iperf3 has at each end, unless more are asked for.
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()?)
 }
 
 /// The server's process: serves in plain text and with TLS until its standard input ends.
@@ -165,6 +172,18 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The median of values in a unit, with the least and the most.
+fn shown(values: &[f64], unit: f64) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!(
+        "{:.2} ({:.2} to {:.2})",
+        median(values) / unit,
+        least / unit,
+        most / unit
+    )
+}
+
 fn client(tls: Option<Tls>) -> Client {
     let settings = ClientSettings {
         bulk_connections: 1,
@@ -191,6 +210,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         Command::new(std::env::current_exe()?)
             .arg("serve")
             .arg(directory.path())
+            .arg(arguments.threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?,
@@ -233,8 +253,9 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     }
 
     println!(
-        "one loopback connection, chunks of {} KiB, medians of {} interleaved rounds of {} s\n",
+        "one loopback connection, chunks of {} KiB, {} threads at each end, medians (least to most) of {} interleaved rounds of {} s\n",
         arguments.chunk_bytes >> 10,
+        arguments.threads,
         arguments.rounds,
         arguments.seconds
     );
@@ -242,7 +263,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     println!("|---|---|---|---|");
     match &iperf[..] {
         [] => println!("| iperf3 | (not installed) | | |"),
-        rates => println!("| iperf3 | {:.2} | 1.00 | |", median(rates) / GIB),
+        rates => println!("| iperf3 | {} | 1.00 | |", shown(rates, GIB)),
     }
     for ((name, ..), series) in ways.iter().zip(&series) {
         let ratios: Vec<f64> = series
@@ -252,9 +273,9 @@ async fn measure(arguments: &Arguments) -> Result<()> {
             .map(|(rate, iperf)| rate / iperf)
             .collect();
         println!(
-            "| {name} | {:.2} | {:.2} | {:.2} |",
-            median(&series.rates) / GIB,
-            median(&ratios),
+            "| {name} | {} | {} | {:.2} |",
+            shown(&series.rates, GIB),
+            shown(&ratios, 1.0),
             median(&series.cpu)
         );
     }
@@ -285,27 +306,29 @@ async fn transfer(
     reads: &[Read],
     time: Duration,
 ) -> Result<(f64, u64)> {
+    let (client, peer, reads) = (client.clone(), peer.clone(), reads.to_vec());
     let started = Instant::now();
-    let mut bytes = 0;
-    let submit = || {
-        client.submit(
-            peer,
-            reads.to_vec(),
-            started + time + Duration::from_secs(60),
-        )
-    };
-    let mut current = submit();
-    while started.elapsed() < time {
-        // The next batch is asked for before this one ends, so that the connection never idles.
-        let next = submit();
-        while let Some((_, outcome)) = current.next().await {
-            bytes += outcome?.len() as u64;
+    let transferring = async move {
+        let mut bytes = 0;
+        let deadline = started + time + Duration::from_secs(60);
+        let submit = || client.submit(&peer, reads.clone(), deadline);
+        let mut current = submit();
+        let mut going = true;
+        while going {
+            // The next batch is asked for before this one ends: the connection never idles.
+            going = started.elapsed() < time;
+            let next = going.then(&submit);
+            while let Some((_, outcome)) = current.next().await {
+                bytes += outcome?.len() as u64;
+            }
+            if let Some(next) = next {
+                current = next;
+            }
         }
-        current = next;
-    }
-    while let Some((_, outcome)) = current.next().await {
-        bytes += outcome?.len() as u64;
-    }
+        Ok::<u64, stoa_transfer::TransferError>(bytes)
+    };
+    // On the runtime's threads rather than on this one.
+    let bytes = tokio::spawn(transferring).await??;
     Ok((bytes as f64 / started.elapsed().as_secs_f64(), bytes))
 }
 

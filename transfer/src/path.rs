@@ -146,7 +146,13 @@ impl Path {
         let connecting = {
             let mut state = self.lock();
             for slot in &mut state.lanes {
-                if matches!(slot, Slot::Open(link) if link.is_closed()) {
+                let over = match slot {
+                    Slot::Empty => false,
+                    Slot::Open(link) => link.is_closed(),
+                    // Its task says itself how it ended, unless the task's runtime went first.
+                    Slot::Connecting(connecting) => connecting.peek().is_some(),
+                };
+                if over {
                     *slot = Slot::Empty;
                 }
             }

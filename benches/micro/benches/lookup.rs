@@ -1,21 +1,34 @@
-//! A lookup among a million chunks: our index in its mapping, a hash map and a radix tree on the
-//! heap. And what it costs to attach to that index.
+//! A lookup among a million chunks: our index in its mapping, one at a time and together, a hash map
+//! and a radix tree on the heap. And what it costs to attach to that index.
+//!
+//! The keys are drawn before, many more than the processor's caches hold, so that what is timed is
+//! the lookup at a random place and nothing else. The time is the thread's CPU time, which other
+//! work on the machine changes least.
 
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nix::time::{ClockId, clock_gettime};
 use radix_trie::{Trie, TrieCommon};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use stoa_shm::{
-    CacheDir, CacheDirOptions, CacheReader, CacheWriter, ChunkKey, ChunkLocation, IndexContents,
+    AccessCounters, CacheDir, CacheDirOptions, CacheReader, CacheWriter, ChunkKey, ChunkLocation,
+    IndexContents, Wanted,
 };
 
 const FILES: u32 = 500;
 const ROW_GROUPS: u32 = 20;
 const COLUMNS: u32 = 100;
+
+/// Lookups of one timed iteration.
+const LOOKUPS: usize = 100_000;
+
+/// As many as a wide scan looks up at once.
+const TOGETHER: usize = 100;
 
 /// The key of a Pixels-like tree: file, row group and column, big-endian, so that near chunks
 /// share a path.
@@ -30,6 +43,19 @@ fn file_key(file: u32) -> Arc<[u8]> {
     Arc::from(
         format!("s3://bucket/tpch/lineitem/part-{file:05}.parquet etag={file:032x}").as_bytes(),
     )
+}
+
+/// CPU time of this thread that `times` runs of `work` take.
+fn cpu_time(times: u64, mut work: impl FnMut()) -> Duration {
+    let now = || {
+        let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every Linux has it");
+        Duration::from(now)
+    };
+    let start = now();
+    for _ in 0..times {
+        work();
+    }
+    now() - start
 }
 
 fn lookups(criterion: &mut Criterion) {
@@ -82,51 +108,95 @@ fn lookups(criterion: &mut Criterion) {
         .collect();
 
     let mut random = StdRng::seed_from_u64(1);
-    let mut next = move || {
-        (
-            random.random_range(0..FILES),
-            random.random_range(0..ROW_GROUPS),
-            random.random_range(0..COLUMNS),
-        )
-    };
+    let places: Vec<(u32, u32, u32)> = (0..LOOKUPS)
+        .map(|_| {
+            (
+                random.random_range(0..FILES),
+                random.random_range(0..ROW_GROUPS),
+                random.random_range(0..COLUMNS),
+            )
+        })
+        .collect();
+    let wanted: Vec<Wanted> = places
+        .iter()
+        .map(|(file, row_group, column)| Wanted {
+            file: files[*file as usize],
+            row_group: *row_group,
+            column: *column,
+        })
+        .collect();
+    let tree_keys: Vec<Vec<u8>> = places
+        .iter()
+        .map(|(file, row_group, column)| tree_key(*file, *row_group, *column))
+        .collect();
+
     let mut group = criterion.benchmark_group(format!("lookup_{count}"));
-    let mut wanted = next.clone();
+    group.throughput(Throughput::Elements(LOOKUPS as u64));
+    group.sample_size(20);
     group.bench_function("index", |b| {
-        b.iter_batched(
-            &mut wanted,
-            |(file, row_group, column)| {
-                black_box(snapshot.lookup(files[file as usize], row_group, column))
-            },
-            BatchSize::SmallInput,
-        );
+        b.iter_custom(|times| {
+            cpu_time(times, || {
+                for wanted in &wanted {
+                    black_box(snapshot.lookup(wanted.file, wanted.row_group, wanted.column));
+                }
+            })
+        });
     });
-    let mut wanted = next.clone();
+    group.bench_function("index_together", |b| {
+        let mut found = Vec::with_capacity(TOGETHER);
+        b.iter_custom(|times| {
+            cpu_time(times, || {
+                for wanted in wanted.chunks(TOGETHER) {
+                    snapshot.lookup_many(wanted, &mut found);
+                    black_box(&found);
+                }
+            })
+        });
+    });
+    // The same few over and over: what the processor takes when it waits for no memory.
+    group.bench_function("index_together_in_cache", |b| {
+        let mut found = Vec::with_capacity(TOGETHER);
+        b.iter_custom(|times| {
+            cpu_time(times, || {
+                for _ in wanted.chunks(TOGETHER) {
+                    snapshot.lookup_many(&wanted[..TOGETHER], &mut found);
+                    black_box(&found);
+                }
+            })
+        });
+    });
     group.bench_function("hash_map", |b| {
-        b.iter_batched(
-            &mut wanted,
-            |key| black_box(map.get(&key)),
-            BatchSize::SmallInput,
-        );
+        b.iter_custom(|times| {
+            cpu_time(times, || {
+                for place in &places {
+                    black_box(map.get(place));
+                }
+            })
+        });
     });
     group.bench_function("radix_tree", |b| {
-        b.iter_batched(
-            || {
-                let (file, row_group, column) = next();
-                tree_key(file, row_group, column)
-            },
-            |key| black_box(tree.get(&key)),
-            BatchSize::SmallInput,
-        );
+        b.iter_custom(|times| {
+            cpu_time(times, || {
+                for key in &tree_keys {
+                    black_box(tree.get(key));
+                }
+            })
+        });
     });
     group.finish();
 
     criterion.bench_function(&format!("attach_{count}"), |b| {
-        b.iter(|| {
-            let snapshot = CacheReader::open(scratch.path()).snapshot();
-            assert!(snapshot.chunk_count() > 0);
-            black_box(snapshot)
+        b.iter_custom(|times| {
+            cpu_time(times, || {
+                let snapshot = CacheReader::open(scratch.path()).snapshot();
+                assert!(snapshot.chunk_count() > 0);
+                black_box(snapshot);
+            })
         });
     });
+    drop(writer);
+    // Before the directory goes, whose name they bear.
+    let _ = AccessCounters::remove(scratch.path());
 }
 
 criterion_group!(benches, lookups);

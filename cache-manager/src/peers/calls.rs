@@ -11,7 +11,7 @@ use stoa_shm::holdings::{
     Malformed, Scope, Standing,
 };
 use stoa_shm::{ChunkKey, ChunkLocation};
-use stoa_transfer::{CallHandler, PeerIdentity, Refusal, RefusalKind};
+use stoa_transfer::{CallHandler, PeerIdentity, Refusal};
 use tokio::sync::{Mutex, watch};
 
 use crate::peers::{Peers, ServedSegments};
@@ -64,7 +64,8 @@ impl fmt::Debug for PeerCalls {
 }
 
 fn malformed(error: Malformed) -> Refusal {
-    Refusal::new(RefusalKind::Protocol, error.to_string())
+    // Not a fault of the connection, which is as good for the next call.
+    Refusal::failed(error)
 }
 
 impl PeerCalls {

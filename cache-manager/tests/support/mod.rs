@@ -156,7 +156,8 @@ pub(crate) struct World {
     pub(crate) origin: Origin,
     /// What the test itself reads through, so that the worker's requests can be counted.
     pub(crate) own_origin: Origin,
-    plan: u64,
+    /// The number of the plan written last.
+    pub(crate) plan: u64,
 }
 
 impl Drop for World {

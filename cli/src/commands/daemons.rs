@@ -135,6 +135,8 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
             context,
         )?),
         pin: config.cache.pin,
+        // Embedded there is nobody to read from.
+        transfer: (!context.is_embedded()).then(|| context.transfer()),
         ..WorkerSettings::new(
             match context.is_embedded() {
                 true => EMBEDDED_WORKER,

@@ -41,7 +41,7 @@ pub struct MemoryTable {
 /// What lies in this machine's cache directory.
 pub(super) fn memory(context: &Context) -> Memory {
     let location = &context.config.cache.location;
-    let reader = context.reader();
+    let reader = context.local_reader();
     let view = reader.view();
     let mut by_file: BTreeMap<&[u8], (u64, u64)> = BTreeMap::new();
     for (file, entry) in view.snapshot().iter() {

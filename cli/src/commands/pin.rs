@@ -56,23 +56,23 @@ async fn tell(worker: &WorkerRecord, pinned: bool, context: &Context) -> Result<
 
 /// The workers that were named, alive or not.
 #[derive(Debug)]
-struct Chosen<'a> {
+pub(super) struct Chosen<'a> {
     live: Vec<&'a WorkerRecord>,
     absent: Vec<&'a str>,
 }
 
 impl<'a> Chosen<'a> {
-    fn live(&self) -> &[&'a WorkerRecord] {
+    pub(super) fn live(&self) -> &[&'a WorkerRecord] {
         &self.live
     }
 
-    fn absent(&self) -> &[&'a str] {
+    pub(super) fn absent(&self) -> &[&'a str] {
         &self.absent
     }
 }
 
 /// Picks workers by id or host; all live ones when none is named.
-fn choose<'a>(names: &'a [String], live: &'a [WorkerRecord]) -> Result<Chosen<'a>> {
+pub(super) fn choose<'a>(names: &'a [String], live: &'a [WorkerRecord]) -> Result<Chosen<'a>> {
     if names.is_empty() {
         if live.is_empty() {
             return Err(Error::NotReady(

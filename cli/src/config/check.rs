@@ -97,6 +97,7 @@ fn expected(kind: Kind) -> String {
         Kind::Text => "text".into(),
         Kind::Path => "absolute path".into(),
         Kind::Address => "host:port".into(),
+        Kind::Addresses => "host:port,…".into(),
         Kind::Hosts => "host[:port],…".into(),
         Kind::Choice(words) => words.join(", "),
         Kind::Secret => "secret".into(),

@@ -34,6 +34,8 @@ pub enum Kind {
     Path,
     /// `host:port`; port 0 takes a free one.
     Address,
+    /// One or several `host:port`, separated by commas; port 0 takes a free one.
+    Addresses,
     /// Hosts separated by commas, each with an optional port.
     Hosts,
     /// One of a few words.
@@ -127,6 +129,13 @@ pub const KEYS: &[Key] = &[
         Choice(&["off", "first-touch"]),
         Fixed("off"),
         "Whether a reader hashes a local chunk when it first uses it; workers verify in any case.",
+    ),
+    key(
+        "cache.prefault.enabled",
+        Bool,
+        Fixed("false"),
+        "Whether a process touches the whole cache when it attaches, in a thread of its own, so \
+         that its first queries do not wait for page faults.",
     ),
     key(
         "cache.pin.enabled",
@@ -309,6 +318,42 @@ pub const KEYS: &[Key] = &[
         Address,
         Fixed("127.0.0.1:0"),
         "Where workers and coordinator serve /metrics and /healthz; port 0 takes a free one.",
+    ),
+    key(
+        "transfer.address",
+        Addresses,
+        Fixed("127.0.0.1:0"),
+        "Where a worker's memory can be read by others; several addresses are several ways to it, the preferred one first.",
+    ),
+    key(
+        "transfer.tls.ca",
+        Path,
+        Unset,
+        "The certificate authority (PEM) that signed for all nodes; needed beyond loopback.",
+    ),
+    key(
+        "transfer.tls.cert",
+        Path,
+        Unset,
+        "This node's certificate (PEM), with the role stoa://role/node or stoa://role/reader among its names.",
+    ),
+    key(
+        "transfer.tls.key",
+        Path,
+        Unset,
+        "The private key (PEM) of transfer.tls.cert.",
+    ),
+    key(
+        "transfer.insecure",
+        Bool,
+        Fixed("false"),
+        "The consent to send cached columns in plain text over an address other than loopback.",
+    ),
+    key(
+        "transfer.deadline",
+        Span,
+        Fixed("5s"),
+        "How long another worker may take to answer before the origin is asked instead.",
     ),
     key(
         "origin.inflight.size",

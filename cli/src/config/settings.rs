@@ -27,6 +27,8 @@ pub struct Config {
     pub worker: WorkerConfig,
     /// `control.*` and `http.address`
     pub control: ControlConfig,
+    /// `transfer.*`
+    pub transfer: TransferConfig,
     /// `origin.*`
     pub origin: OriginConfig,
     /// `store."URL".*`: options by store root URL; secrets are in here, so it is not `Display`.
@@ -50,6 +52,8 @@ pub struct CacheConfig {
     pub freshness: Option<Duration>,
     /// `cache.verify = "first-touch"`
     pub verify_first_touch: bool,
+    /// `cache.prefault.enabled`
+    pub prefault: bool,
     /// `cache.pin.enabled`
     pub pin: bool,
     /// `cache.group.enabled`
@@ -143,6 +147,30 @@ pub struct ControlConfig {
     pub insecure: bool,
 }
 
+/// `transfer.*`
+#[derive(Clone, Debug)]
+pub struct TransferConfig {
+    /// `transfer.address`
+    pub addresses: Vec<String>,
+    /// `transfer.tls.*`; `None` talks plain text.
+    pub tls: Option<TransferTls>,
+    /// `transfer.insecure`
+    pub insecure: bool,
+    /// `transfer.deadline`
+    pub deadline: Duration,
+}
+
+/// `transfer.tls.*`
+#[derive(Clone, Debug)]
+pub struct TransferTls {
+    /// `transfer.tls.ca`
+    pub ca: PathBuf,
+    /// `transfer.tls.cert`
+    pub cert: PathBuf,
+    /// `transfer.tls.key`
+    pub key: PathBuf,
+}
+
 /// `origin.*`
 #[derive(Clone, Copy, Debug)]
 pub struct OriginConfig {
@@ -208,6 +236,7 @@ impl Config {
                 size_bytes: get.bytes("cache.size"),
                 freshness: get.optional_span("cache.freshness"),
                 verify_first_touch: get.text("cache.verify") == "first-touch",
+                prefault: get.bool("cache.prefault.enabled"),
                 pin: get.bool("cache.pin.enabled"),
                 group_access: get.bool("cache.group.enabled"),
                 parquet: get.bool("cache.parquet.enabled"),
@@ -241,6 +270,15 @@ impl Config {
                 address: get.text("control.address"),
                 http_address: get.text("http.address"),
                 insecure: get.bool("control.insecure"),
+            },
+            transfer: TransferConfig {
+                addresses: match &resolved.get("transfer.address").value {
+                    Some(Value::Hosts(addresses)) => addresses.clone(),
+                    _ => vec![],
+                },
+                tls: transfer_tls(&get),
+                insecure: get.bool("transfer.insecure"),
+                deadline: get.span("transfer.deadline"),
             },
             origin: OriginConfig {
                 inflight_bytes: get.bytes("origin.inflight.size"),
@@ -313,6 +351,15 @@ fn name_worker(resolved: &mut Resolved, machine: &Machine) {
             effective.value = Some(Value::Text(id.clone()));
         }
     }
+}
+
+/// All three or none: anything else is a contradiction, which is said elsewhere.
+fn transfer_tls(get: &Getter<'_>) -> Option<TransferTls> {
+    Some(TransferTls {
+        ca: get.optional_path("transfer.tls.ca")?,
+        cert: get.optional_path("transfer.tls.cert")?,
+        key: get.optional_path("transfer.tls.key")?,
+    })
 }
 
 fn etcd(get: &Getter<'_>) -> Option<EtcdConfig> {
@@ -455,6 +502,32 @@ fn contradictions(resolved: &Resolved) -> Vec<Problem> {
                  address, or consent with control.insecure = true",
             );
         }
+    }
+    let tls = ["transfer.tls.ca", "transfer.tls.cert", "transfer.tls.key"];
+    let given = tls.into_iter().find(|key| set(key));
+    if let (Some(given), Some(absent)) = (given, tls.into_iter().find(|key| !set(key))) {
+        contradict(
+            given,
+            absent,
+            "both ends of a connection show a certificate and check the other's, which takes the \
+             authority, a certificate and its key",
+        );
+    }
+    let addresses = match &resolved.get("transfer.address").value {
+        Some(Value::Hosts(addresses)) => addresses.as_slice(),
+        _ => &[],
+    };
+    if given.is_none()
+        && !get.bool("transfer.insecure")
+        && addresses.iter().any(|address| !is_loopback(address))
+    {
+        contradict(
+            "transfer.address",
+            "transfer.insecure",
+            "other hosts could read every cached column in plain text without authentication; \
+             set transfer.tls.ca, transfer.tls.cert and transfer.tls.key, or consent with \
+             transfer.insecure = true",
+        );
     }
     if get.bytes("origin.request.size") > get.bytes("origin.inflight.size") {
         contradict(

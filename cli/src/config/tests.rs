@@ -261,6 +261,37 @@ fn the_worker_is_named_after_its_host_and_directory() {
 }
 
 #[test]
+fn memory_is_not_served_in_plain_text_without_consent() {
+    let text = |set: &[&str]| load(None, set, &[]).unwrap_err().to_string();
+    let open = "transfer.address=127.0.0.1:0,0.0.0.0:7420";
+    let refused = text(&[open]);
+    assert!(
+        refused.contains("or consent with transfer.insecure = true"),
+        "{refused}"
+    );
+    let consented = load(None, &[open, "transfer.insecure=true"], &[]).unwrap();
+    assert_eq!(
+        consented.transfer.addresses,
+        ["127.0.0.1:0", "0.0.0.0:7420"]
+    );
+    assert!(consented.transfer.tls.is_none());
+    let half = text(&["transfer.tls.ca=/ca.pem", "transfer.tls.cert=/node.pem"]);
+    assert!(
+        half.contains(
+            "`transfer.tls.ca` = `/ca.pem` (flag --set) contradicts `transfer.tls.key` = `unset`"
+        ),
+        "{half}"
+    );
+    let all = [
+        "transfer.tls.ca=/ca",
+        "transfer.tls.cert=/cert",
+        "transfer.tls.key=/key",
+        open,
+    ];
+    assert!(load(None, &all, &[]).unwrap().transfer.tls.is_some());
+}
+
+#[test]
 fn the_page_about_configuration_is_up_to_date() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
     let page = std::fs::read_to_string(path).unwrap_or_default();

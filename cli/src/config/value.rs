@@ -49,7 +49,7 @@ pub enum Value {
     Text(String),
     /// Of [`Kind::Path`].
     Path(PathBuf),
-    /// Of [`Kind::Hosts`].
+    /// Of [`Kind::Hosts`] and [`Kind::Addresses`].
     Hosts(Vec<String>),
     /// Of [`Kind::Secret`].
     Secret(Secret),
@@ -134,6 +134,13 @@ pub(super) fn parse(kind: Kind, text: &str) -> Result<Value, String> {
             _ => Err("expected an absolute path".into()),
         },
         Kind::Address => parse_address(text).map(Value::Text),
+        Kind::Addresses => {
+            let all: Result<Vec<String>, String> = text
+                .split(',')
+                .map(|one| parse_address(one.trim()))
+                .collect();
+            all.map(Value::Hosts)
+        }
         Kind::Hosts => parse_hosts(text).map(Value::Hosts),
         Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.into())),
         Kind::Choice(words) => Err(format!("expected one of {}", words.join(", "))),

@@ -97,7 +97,7 @@ pub(super) async fn measure(
             .map_err(|error| query_error(table.name, &error))?;
     }
     // A reader with stores of its own: the worker's looks at the files are not the queries'.
-    let reader = context.reader();
+    let reader = context.local_reader();
     let stoa = Stoa::with_reader(reader.clone(), embedded.records().cloned());
     let cached = session(args);
     stoa.register(&cached)

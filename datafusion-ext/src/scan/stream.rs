@@ -31,8 +31,11 @@ use super::zones::BlockStatistics;
 /// Blocks that are read before a filter that keeps tightening is held against zone maps again.
 const PRUNE_EVERY: usize = 4;
 
-/// Nanoseconds to copy a kept value from between removed ones, roughly.
-const COPY_NS: f64 = 0.5;
+/// Blocks without a surviving row after which other tasks get their turn.
+const YIELD_EVERY: usize = 64;
+
+/// Nanoseconds to copy a kept value from between removed ones and into a batch, roughly.
+const COPY_NS: f64 = 1.0;
 
 /// Maps the columns that the projection needs to the scan's output.
 pub(crate) struct OutputMap {
@@ -124,6 +127,7 @@ impl Morsel for CachedMorsel {
             active: None,
             small: coalescer,
             ready: VecDeque::new(),
+            without_rows: 0,
         };
         stream::unfold(state, |mut state| async move {
             let next = state.next().await.transpose()?;
@@ -154,6 +158,8 @@ struct State {
     /// Rows of filtered blocks, until there are enough for a batch.
     small: BatchCoalescer,
     ready: VecDeque<RecordBatch>,
+    /// Blocks of which no row survived.
+    without_rows: usize,
 }
 
 impl State {
@@ -174,6 +180,12 @@ impl State {
                 continue;
             }
             match self.block().await? {
+                Some((batch, _)) if batch.num_rows() == 0 => {
+                    self.without_rows += 1;
+                    if self.without_rows.is_multiple_of(YIELD_EVERY) {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Some((batch, whole)) => self.hand_on(batch, whole)?,
                 None => self.active = None,
             }
@@ -193,9 +205,6 @@ impl State {
 
     /// Puts a block's rows into the queue: in place if it is whole, else with those of others.
     fn hand_on(&mut self, batch: RecordBatch, whole: bool) -> Result<()> {
-        if batch.num_rows() == 0 {
-            return Ok(());
-        }
         if !whole {
             self.small.push_batch(batch)?;
             self.ready

@@ -351,6 +351,8 @@ pub(crate) struct Stream<'a> {
 // On the stack while one block is read, and never in a collection: no box for the larger one.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
+// A stream lives on the stack for one block: a box for the common kind would cost each of them.
+#[expect(clippy::large_enum_variant)]
 enum Kind<'a> {
     Vectors {
         differences: bool,

@@ -27,6 +27,7 @@ fn a_bit_flip_costs_one_chunk() {
     // A reader that hashes notices at once.
     let options = ReaderOptions {
         verify: Verify::FirstTouch,
+        ..ReaderOptions::default()
     };
     let miss = get(
         &CacheReader::open_with(scratch.path(), options).snapshot(),
@@ -555,7 +556,7 @@ proptest! {
                 break;
             }
         }
-        let options = ReaderOptions { verify: Verify::FirstTouch };
+        let options = ReaderOptions { verify: Verify::FirstTouch, ..ReaderOptions::default() };
         let snapshot = CacheReader::open_with(scratch.path(), options).snapshot();
         for key in &keys {
             if let Ok(chunk) = get(&snapshot, key) {

@@ -82,6 +82,7 @@ fn format_1_0_is_read_and_written_byte_by_byte() {
     }
     let options = ReaderOptions {
         verify: Verify::FirstTouch,
+        ..ReaderOptions::default()
     };
     let snapshot = CacheReader::open_with(scratch.path(), options).snapshot();
     assert_eq!((snapshot.generation(), snapshot.chunk_count()), (7, 3));

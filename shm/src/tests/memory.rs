@@ -411,3 +411,53 @@ fn a_reader_follows_a_directory_that_was_replaced() {
         assert_eq!(reader.snapshot().generation(), 0);
     }
 }
+
+/// A first query that waits for a fault a page is slow: with `prefault` the pages are there before.
+#[test]
+fn a_prefaulting_reader_has_touched_everything_before_it_is_asked() {
+    let scratch = Scratch::new();
+    let mut writer = scratch.writer();
+    let big = key(0, 1);
+    let mut segment = writer.new_segment(9 << 20).unwrap();
+    segment.append(&big, 1, 1, &vec![7; 9 << 20]).unwrap();
+    let sealed = segment.seal().unwrap();
+    writer.publish(contents(&[&sealed])).unwrap();
+    // A writer's own mappings would count too.
+    drop(writer);
+    let resident = |prefault| {
+        let options = ReaderOptions {
+            prefault,
+            ..ReaderOptions::default()
+        };
+        let reader = CacheReader::open_with(scratch.path(), options);
+        let snapshot = reader.snapshot();
+        assert_eq!(snapshot.chunk_count(), 1);
+        let mut resident = 0;
+        for _ in 0..if prefault { 500 } else { 5 } {
+            resident = resident_kib(&segment_path(&scratch, sealed.id));
+            if resident >= 9 << 10 {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        resident
+    };
+    assert_eq!(
+        resident(false),
+        0,
+        "nothing is mapped before it is asked for"
+    );
+    assert!(resident(true) >= 9 << 10);
+}
+
+/// What this process has of a file in its page tables, as the kernel counts it.
+fn resident_kib(path: &Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let name = path.to_str().unwrap();
+    let of_file = maps.lines().skip_while(|line| !line.ends_with(name));
+    of_file
+        .filter_map(|line| line.strip_prefix("Rss:"))
+        .take(1)
+        .filter_map(|rss| rss.trim().trim_end_matches("kB").trim().parse::<u64>().ok())
+        .sum()
+}

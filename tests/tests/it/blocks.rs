@@ -131,7 +131,7 @@ fn write(directory: &Path, batch: &RecordBatch, row_group: usize, statistics: bo
 }
 
 /// The forms that are read block by block.
-const BLOCKS: [FormChoice; 1] = [FormChoice::Arrow];
+const BLOCKS: [FormChoice; 2] = [FormChoice::Arrow, FormChoice::Packed];
 
 /// Files of any size are divided between four partitions.
 fn config() -> SessionConfig {

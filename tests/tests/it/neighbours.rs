@@ -557,7 +557,8 @@ async fn a_stale_directory_costs_misses_only() {
     let gone = |holder: &mut Holder| holder.segment.segment += 1_000_000;
     let beyond = |holder: &mut Holder| holder.offset += 1 << 40;
     let elsewhere = |holder: &mut Holder| holder.checksum ^= 1;
-    let changes: [(RemoteMiss, &dyn Fn(&mut Holder)); 4] = [
+    type Change<'a> = &'a dyn Fn(&mut Holder);
+    let changes: [(RemoteMiss, Change); 4] = [
         (RemoteMiss::Stale, &other_incarnation),
         (RemoteMiss::Stale, &gone),
         (RemoteMiss::Stale, &beyond),
@@ -629,9 +630,12 @@ fn three_workers_answer_from_each_others_memory() {
     }
     let answer = |world: &spine::World, worker: usize, sql: &str, more: &[&str]| {
         let config = world.cluster.worker_config(worker);
+        let file = tempfile::NamedTempFile::new().unwrap();
         let schema = "set datafusion.catalog.default_schema = 'tpch'";
+        std::fs::write(file.path(), format!("{schema};\n{sql};\n")).unwrap();
         let mut arguments = more.to_vec();
-        arguments.extend(["sql", "-q", "--format", "csv", "-c", schema, "-c", sql]);
+        arguments.extend(["sql", "-q", "--format", "csv", "-f"]);
+        arguments.push(file.path().to_str().unwrap());
         let ran = world.cluster.run_at(config, &arguments).unwrap();
         assert_eq!(ran.code, Some(0), "{sql}: {}", ran.stderr);
         let mut rows: Vec<String> = ran.stdout.lines().map(str::to_owned).collect();

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::arrow::util::pretty::pretty_format_batches;
 use datafusion::execution::context::{SessionConfig, SessionContext};
 use datafusion::prelude::ParquetReadOptions;
 use sqllogictest::{DBOutput, DefaultColumnType, Runner, strict_column_validator};
@@ -250,11 +251,55 @@ async fn the_cache_on_and_off_gives_the_expected_answers() {
     let session = cache.session().await;
     let asked = || cache.embedded.origin().counters().requests();
     let before = asked();
+    assert!(scan_of(&session).await.contains("cache=stoa"));
     check(&session, "on").await;
     assert_eq!(asked(), before, "all of it came from memory");
     session.sql("set stoa.enabled = false").await.unwrap();
+    // Stock's scan asks the store itself, past the books of the origin: the plan is what tells.
+    let scan = scan_of(&session).await;
+    assert!(!scan.contains("cache=stoa"), "{scan}");
     check(&session, "off").await;
-    assert!(asked() > before, "none of it came from memory");
+}
+
+/// How a session scans.
+async fn scan_of(session: &SessionContext) -> String {
+    let explain = "explain select sum(l_orderkey) from lineitem where l_tax > 0";
+    let plan = session.sql(explain).await.unwrap().collect().await.unwrap();
+    pretty_format_batches(&plan).unwrap().to_string()
+}
+
+/// Everything packed, and columns of one table in three forms and one left out; with the filters
+/// above the scan, and in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_packed_form_and_mixtures_give_the_expected_answers() {
+    let (tables, cache) = (Tables::write(), Cache::start().await);
+    cache
+        .load(&tables, 1, |document| document.form = FormChoice::Packed)
+        .await;
+    let pushdown = "set datafusion.execution.parquet.pushdown_filters = true";
+    let session = cache.session().await;
+    check(&session, "packed").await;
+    session.sql(pushdown).await.unwrap();
+    check(&session, "packed, with filters in the scan").await;
+    let forms = [FormChoice::Arrow, FormChoice::Packed, FormChoice::Parquet];
+    cache
+        .load(&tables, 2, |document| {
+            if document.table.table() != "lineitem" {
+                document.form = forms[document.table.table().len() % 3];
+                return;
+            }
+            let columns = ["l_orderkey", "l_quantity", "l_shipdate", "l_returnflag"];
+            let columns = columns.into_iter().chain(["l_discount", "l_comment"]);
+            for (at, column) in columns.clone().enumerate() {
+                document.forms.insert(column.to_owned(), forms[at % 3]);
+            }
+            document.columns = Some(columns.map(str::to_owned).collect());
+        })
+        .await;
+    let session = cache.session().await;
+    check(&session, "in several forms").await;
+    session.sql(pushdown).await.unwrap();
+    check(&session, "in several forms, with filters in the scan").await;
 }
 
 /// Every table's first columns only, and in the form of the file.

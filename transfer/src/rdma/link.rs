@@ -276,6 +276,7 @@ enum Command {
 #[derive(Debug)]
 struct LinkState {
     peer: String,
+    /// By the device.
     received_bytes: AtomicU64,
     outstanding_bytes: AtomicU64,
     /// Why nothing more can be submitted.
@@ -283,13 +284,6 @@ struct LinkState {
 }
 
 impl LinkState {
-    fn arrived_below(&self, outcome: &Result<Block>) {
-        if let Ok(block) = outcome {
-            self.received_bytes
-                .fetch_add(block.len() as u64, Ordering::Relaxed);
-        }
-    }
-
     fn closed_error(&self) -> TransferError {
         TransferError::Closed {
             peer: self.peer.clone(),
@@ -366,14 +360,10 @@ impl Link for RdmaLink {
         if below.is_empty() {
             return outcomes.boxed();
         }
-        let state = self.state.clone();
         let below = self
             .control
             .submit(below, deadline)
-            .map(move |(place, outcome)| {
-                state.arrived_below(&outcome);
-                (places[place], outcome)
-            });
+            .map(move |(place, outcome)| (places[place], outcome));
         stream::select(outcomes, below).boxed()
     }
 
@@ -387,8 +377,13 @@ impl Link for RdmaLink {
     }
 
     fn received_bytes(&self) -> u64 {
-        // Setting up brings bytes as well, which say nothing about reads.
-        self.state.received_bytes.load(Ordering::Relaxed)
+        let by_device = self.state.received_bytes.load(Ordering::Relaxed);
+        // As long as the link is open, whatever comes shows that the peer lives. Of one that ended
+        // it counts whether the device ever brought anything: setting up always brings something.
+        if by_device == 0 && self.is_closed() {
+            return 0;
+        }
+        by_device + self.control.received_bytes()
     }
 
     fn outstanding_bytes(&self) -> u64 {
@@ -719,7 +714,6 @@ impl Engine {
                 .outstanding_bytes
                 .fetch_sub(job.read.length, Ordering::Relaxed);
             if let Some((_, outcome)) = outcome {
-                state.arrived_below(&outcome);
                 // Whoever dropped the stream does not want it any more.
                 let _ = job.sender.send((job.index, outcome));
             }

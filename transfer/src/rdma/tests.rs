@@ -779,6 +779,38 @@ async fn rdma_conforms_on_one_thread() {
     conformance::all(&DevicePairs { authority: None }).await;
 }
 
+/// Calls that wait past their deadlines do not make the link look as if the peer hung: others are
+/// answered over it meanwhile, and those count although no device brought them.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a device: tests/rdma/run.sh"]
+async fn answers_to_calls_show_that_the_peer_lives() {
+    let segments = Arc::new(conformance::Segments::in_memory(&[1000]));
+    let pair = conformance::Pairs::pair(
+        &DevicePairs { authority: None },
+        segments,
+        Arc::new(conformance::Echo),
+    )
+    .await;
+    let client = Client::new(ClientSettings::default(), vec![pair.transport]);
+    let peer = PeerAddress {
+        id: "a".to_string(),
+        addresses: vec![pair.address],
+    };
+    let answer = client.call(&peer, 1, Bytes::new(), soon()).await;
+    answer.unwrap();
+    for _ in 0..4 {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        let waiting = client.call(&peer, 3, Bytes::new(), deadline);
+        let meanwhile = client.call(&peer, 1, Bytes::from_static(b"x"), soon());
+        let (waited, answer) = tokio::join!(waiting, meanwhile);
+        assert_eq!(waited.unwrap_err().kind(), ErrorKind::Deadline);
+        assert_eq!(answer.unwrap(), "x");
+    }
+    let paths = client.paths();
+    assert_eq!(paths[0].connections, 1, "{paths:?}");
+    assert_eq!(paths[0].errors.get(&ErrorKind::Closed), None, "{paths:?}");
+}
+
 /// Loopback has no device on any host: what allows RDMA is served and read over TCP all the same,
 /// and nothing is said to be wrong.
 #[tokio::test]
@@ -971,17 +1003,21 @@ async fn between_hosts_1_reads_arrive() {
 async fn between_hosts_2_a_cut_wire_costs_no_read() {
     let (client, peer) = pair_client(&["10.9.0.1", "10.9.1.1"]);
     wait_for_peer(&client, &peer).await;
-    let reads = pair_reads(64, 1 << 20);
+    // Enough that the wire is cut long before they have all come.
+    let reads = pair_reads(384, 1 << 20);
     let deadline = Instant::now() + Duration::from_secs(120);
     let mut batch = client.submit(&peer, reads.clone(), deadline);
     batch.next().await.unwrap().1.unwrap();
-    run(&["/usr/bin/ip", "link", "set", "eth0", "down"]);
+    let cutting = std::process::Command::new("/usr/bin/ip")
+        .args(["link", "set", "eth0", "down"])
+        .spawn();
     let mut arrived = 1;
     while let Some((index, outcome)) = batch.next().await {
         outcome.unwrap_or_else(|error| panic!("read {index}: {error}"));
         arrived += 1;
     }
     assert_eq!(arrived, reads.len());
+    assert!(cutting.unwrap().wait().unwrap().success());
     tell(&client);
     let paths = client.paths();
     let second = paths
@@ -998,7 +1034,7 @@ async fn between_hosts_3_a_dead_peer_ends_its_reads() {
     let (client, peer) = pair_client(&["10.9.1.1"]);
     wait_for_peer(&client, &peer).await;
     let deadline = Instant::now() + Duration::from_secs(120);
-    let mut batch = client.submit(&peer, pair_reads(64, 1 << 20), deadline);
+    let mut batch = client.submit(&peer, pair_reads(192, 1 << 20), deadline);
     let (_, first) = batch.next().await.unwrap();
     let first = first.unwrap();
     let killed = Instant::now();

@@ -346,6 +346,19 @@ async fn transmit(shared: &Shared, half: WriteHalf) -> TransferError {
     }
 }
 
+/// Closes the connection when one of its tasks goes, in whatever way: a runtime that ends takes its
+/// tasks with it, and whoever waits may be on another one.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.close(TransferError::Closed {
+            peer: self.0.peer.clone(),
+            reason: "the task that served it has ended".to_string(),
+        });
+    }
+}
+
 impl TcpLink {
     /// A link over a stream whose hellos were exchanged.
     pub(crate) fn start(
@@ -369,15 +382,17 @@ impl TcpLink {
         let (read, write) = halves;
         let receiver = shared.clone();
         let receiver = tokio::spawn(async move {
-            let error = receive(&receiver, read).await;
-            receiver.close(error);
+            let ending = Ending(receiver);
+            let error = receive(&ending.0, read).await;
+            ending.0.close(error);
         });
         let transmitter = shared.clone();
         let transmitter = tokio::spawn(async move {
+            let ending = Ending(transmitter);
             tokio::select! {
-                error = transmit(&transmitter, write) => transmitter.close(error),
+                error = transmit(&ending.0, write) => ending.0.close(error),
                 // The half is dropped, and with it the socket.
-                () = transmitter.ended.notified() => {}
+                () = ending.0.ended.notified() => {}
             }
         });
         Self {

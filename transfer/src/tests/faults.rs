@@ -700,3 +700,28 @@ async fn a_server_that_stops_says_so() {
     assert!(started.elapsed() < Duration::from_secs(5));
     assert!(!matches!(error, TransferError::Deadline { .. }));
 }
+
+/// A client that outlives the runtime of its connections makes new ones on the next runtime.
+#[test]
+fn a_client_outlives_the_runtime_of_its_connections() {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let serving = runtime();
+    let server = serving.block_on(serve(&[1000]));
+    let client = client();
+    let peer = peer(server.address());
+    for _ in 0..3 {
+        let asking = runtime();
+        asking.block_on(async {
+            read_one(&client, &peer, soon()).await.unwrap();
+            // One that is still connecting when its runtime goes.
+            drop(client.submit(&peer, vec![read(1, 0, 1 << 20)], soon()));
+        });
+        drop(asking);
+    }
+}
