@@ -8,13 +8,14 @@
 //! file, as Arrow and packed; then nanoseconds a value: the parquet crate's decoding, packing
 //! (statistics, choice and validation included), unpacking whole blocks, unpacking one row in a
 //! hundred, and evaluating `column <= value` where it is evaluated on packed values. Each figure is
-//! the best of some rounds in one thread, in time that the thread was on a processor, over the row
-//! groups of the first file that has the column; bytes are of all files.
+//! the best of some rounds for each row group, in one thread, over the first file that has the
+//! column; bytes are of all files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrow::array::{Array, ArrayRef, Scalar};
 use arrow::buffer::{BooleanBuffer, Buffer};
@@ -28,7 +29,7 @@ use stoa_forms::{
     BLOCK_ROWS, Comparison, Operator, PackedChunk, encode_arrow, encode_packed, validate_packed,
 };
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -216,49 +217,42 @@ fn measure(
         return Ok(());
     }
     let rows: usize = chunks.iter().map(PackedChunk::rows).sum();
-    let best = |work: &mut dyn FnMut() -> Result<(), Failure>| -> Result<f64, Failure> {
-        let mut best = f64::INFINITY;
-        for _ in 0..ROUNDS {
-            let start = cpu_ns()?;
-            work()?;
-            best = best.min((cpu_ns()? - start) as f64 / rows as f64);
+    // The best round of each chunk: what else runs on the machine interrupts few of them.
+    let best = |work: &mut dyn FnMut(usize) -> Result<(), Failure>| -> Result<f64, Failure> {
+        let mut sum = 0.0;
+        for chunk in 0..chunks.len() {
+            let mut best = f64::INFINITY;
+            for _ in 0..ROUNDS {
+                let start = Instant::now();
+                work(chunk)?;
+                best = best.min(start.elapsed().as_nanos() as f64);
+            }
+            sum += best;
         }
-        Ok(best)
+        Ok(sum / rows as f64)
     };
-    let parquet = best(&mut || {
-        for group in 0..chunks.len() {
-            std::hint::black_box(decode(bytes, metadata, group, index)?);
+    let parquet = best(&mut |at| {
+        std::hint::black_box(decode(bytes, metadata, at, index)?);
+        Ok(())
+    })?;
+    let pack = best(&mut |at| {
+        let packed = aligned(&encode_packed(&decoded[at], data_type)?);
+        Ok(validate_packed(packed, data_type)?)
+    })?;
+    let unpack = best(&mut |at| {
+        for block in 0..chunks[at].blocks() {
+            std::hint::black_box(chunks[at].block(block)?);
         }
         Ok(())
     })?;
-    let pack = best(&mut || {
-        for arrays in &decoded {
-            let packed = aligned(&encode_packed(arrays, data_type)?);
-            validate_packed(packed, data_type)?;
-        }
-        Ok(())
-    })?;
-    let blocks = || {
-        chunks
-            .iter()
-            .flat_map(|c| (0..c.blocks()).map(move |b| (c, b)))
+    let keep = |rows: usize| -> BooleanBuffer {
+        (0..rows).map(|row| (row * 7919 + 13) % 100 == 7).collect()
     };
-    let unpack = best(&mut || {
-        for (chunk, block) in blocks() {
-            std::hint::black_box(chunk.block(block)?);
-        }
-        Ok(())
-    })?;
-    let keeps: Vec<BooleanBuffer> = blocks()
-        .map(|(chunk, block)| {
-            (0..chunk.block_rows(block))
-                .map(|row| (row * 7919 + 13) % 100 == 7)
-                .collect()
-        })
-        .collect();
-    let sparse = best(&mut || {
-        for ((chunk, block), keep) in blocks().zip(&keeps) {
-            std::hint::black_box(chunk.filtered(block, keep)?);
+    let whole = keep(BLOCK_ROWS);
+    let sparse = best(&mut |at| {
+        for block in 0..chunks[at].blocks() {
+            let keep = whole.slice(0, chunks[at].block_rows(block));
+            std::hint::black_box(chunks[at].filtered(block, &keep)?);
         }
         Ok(())
     })?;
@@ -278,12 +272,10 @@ fn measure(
         .as_ref()
         .is_some_and(|c| chunks.iter().all(|chunk| chunk.prepare(c).is_some()));
     let evaluate = match (evaluated, &comparison) {
-        (true, Some(comparison)) => Some(best(&mut || {
-            for chunk in &chunks {
-                if let Some(prepared) = chunk.prepare(comparison) {
-                    for block in 0..chunk.blocks() {
-                        std::hint::black_box(prepared.evaluate(block)?);
-                    }
+        (true, Some(comparison)) => Some(best(&mut |at| {
+            if let Some(prepared) = chunks[at].prepare(comparison) {
+                for block in 0..chunks[at].blocks() {
+                    std::hint::black_box(prepared.evaluate(block)?);
                 }
             }
             Ok(())
@@ -298,13 +290,6 @@ fn measure(
         evaluate,
     });
     Ok(())
-}
-
-/// Nanoseconds that this thread has spent on a processor: other work on the machine counts less.
-fn cpu_ns() -> Result<u64, Failure> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
-    let first = text.split(' ').next().ok_or("no schedstat")?;
-    Ok(first.parse()?)
 }
 
 /// Bytes at a 64-byte boundary, as they are in a segment.

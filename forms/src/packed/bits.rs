@@ -99,8 +99,8 @@ fn differences_may_pay(values: &[u64], packed: &Plan) -> bool {
     }
     let width = 64 - (high.wrapping_sub(low) as u64).leading_zeros();
     let found = u32::from(packed.vectors[middle].width);
-    // Exceptions may save a few bits more.
-    found > 3 && width * 4 < (found + 3) * 3 + 8
+    // What differences would save by exceptions is not seen, so they need not save all of it here.
+    found > 3 && width * 4 <= found * 3 + 8
 }
 
 fn encode_runs(values: &[u64], runs: usize, out: &mut Vec<u8>) {

@@ -344,7 +344,52 @@ impl<K: Key> Distinct<K> {
     }
 }
 
-impl Distinct<&[u8]> {
+/// Views seen last in a block, by their hash.
+const VIEWS: usize = 256;
+
+impl<'a> Distinct<&'a [u8]> {
+    /// Looks at one block of text.
+    ///
+    /// Equal views of one array are equal values, and values that come from a dictionary of the
+    /// file have equal views: most need no look at their bytes.
+    pub(super) fn text_block(&mut self, block: &'a ArrayRef) {
+        match block.as_string_view_opt() {
+            Some(block) => self.views(block.views(), block.nulls(), |row| {
+                block.value(row).as_bytes()
+            }),
+            None => {
+                let block = block.as_binary_view();
+                self.views(block.views(), block.nulls(), |row| block.value(row));
+            }
+        }
+    }
+
+    fn views(
+        &mut self,
+        views: &[u128],
+        nulls: Option<&NullBuffer>,
+        value: impl Fn(usize) -> &'a [u8],
+    ) {
+        // A code of none is that of a view that was not seen.
+        let mut seen = [(0u128, u32::MAX); VIEWS];
+        let mut codes = Vec::with_capacity(views.len());
+        let mut before = 0;
+        for (row, view) in views.iter().enumerate() {
+            if nulls.is_none_or(|nulls| nulls.is_valid(row)) {
+                let place = &mut seen[Key::hash(*view as i128) as usize % VIEWS];
+                if place.0 == *view && place.1 != u32::MAX {
+                    before = place.1;
+                } else {
+                    let value = value(row);
+                    before = self.code(value, value.hash());
+                    *place = (*view, before);
+                }
+            }
+            codes.push(before);
+        }
+        self.codes.push(codes);
+    }
+
     /// The shared part.
     pub(super) fn encode_text(&self, out: &mut Vec<u8>) -> Result<()> {
         let bytes: usize = self.values.iter().map(|v| v.len()).sum();

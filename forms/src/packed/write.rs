@@ -296,18 +296,21 @@ impl PackedChunkWriter {
     }
 
     fn text(&self, collector: &mut Collector) -> Result<Body> {
-        let all: Vec<Vec<&[u8]>> = self.blocks.iter().map(text::values).collect();
         let mut distinct = Distinct::new();
         let mut rows = 0;
         let mut repeats = true;
-        for (block, values) in self.blocks.iter().zip(&all) {
-            distinct.block(values.iter().copied(), block.nulls());
+        for block in &self.blocks {
+            distinct.text_block(block);
             rows += block.len();
             repeats = distinct.values.len() as f64 <= rows as f64 * DISTINCT_SHARE + 64.0;
             if !repeats {
                 break;
             }
         }
+        let all: Vec<Vec<&[u8]>> = match repeats {
+            true => vec![],
+            false => self.blocks.iter().map(text::values).collect(),
+        };
         let sorted = repeats && distinct.sort(|a, b| a.cmp(b));
         for (index, block) in self.blocks.iter().enumerate() {
             match sorted {
