@@ -1,7 +1,7 @@
 //! Chunks in the memory of neighbours: who holds them, whether to ask, and what became of it.
 //!
 //! What decides is pure ([`decide`], [`Health`], [`CostEstimate`]); what is here fetches: a
-//! [`Fetch`] is the chunks of one row group, read in one batch from each neighbour, each chunk at
+//! `Fetch` is the chunks of one row group, read in one batch from each neighbour, each chunk at
 //! most once in the process at a time. Every failure is a [`RemoteMiss`], known within the
 //! neighbour's deadline: the chunk is then read from the origin, and an answer that comes later is
 //! dropped.
