@@ -4,9 +4,9 @@
 # Installs what the tests need and lack, where that is possible without asking: protobuf-compiler
 # to build, etcd-server and etcd-client for the tests of clusters.
 # Inputs: --quick leaves out documentation, doctests and the slow tests (those named `slow_…`).
-#         --rdma runs the tests of transfers over RDMA instead of everything else: in virtual
-#         machines, about five minutes with the build of one crate (tests/rdma/run.sh). Neither
-#         this script without it nor CI runs them.
+#         --rdma runs the tests of transfers and of the product over RDMA instead of everything
+#         else: in virtual machines, with builds of their own (tests/rdma/run.sh). Neither this
+#         script without it nor CI runs them.
 #         CARGO_TARGET_DIR moves the build. STOA_TEST_ARGS goes to the test runner.
 # Falls back: to `cargo test` where cargo-nextest is missing; spelling and licences are checked
 # where `typos` and `cargo-deny` are installed.
