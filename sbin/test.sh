@@ -9,7 +9,8 @@
 #         script without it nor CI runs them.
 #         CARGO_TARGET_DIR moves the build. STOA_TEST_ARGS goes to the test runner.
 # Falls back: to `cargo test` where cargo-nextest is missing; spelling and licences are checked
-# where `typos` and `cargo-deny` are installed.
+# where `typos` and `cargo-deny` are installed, the feature rdma is linted where libibverbs-dev,
+# librdmacm-dev and libclang-dev are.
 set -euo pipefail
 
 # shellcheck source=sbin/common.sh
@@ -71,6 +72,14 @@ fi
 
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings </dev/null
+
+if ! "$quick" && [ -e /usr/include/infiniband/verbs.h ] && [ -e /usr/include/rdma/rdma_cma.h ] &&
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null; then
+    # Otherwise nothing would compile it but --rdma.
+    step "lints with RDMA"
+    cargo clippy --workspace --all-targets --features stoa-cli/rdma --locked -- -D warnings \
+        </dev/null
+fi
 
 step "building the programs"
 # Tests start them as separate processes. Benchmarks are only linted: linking each with DataFusion
