@@ -237,9 +237,14 @@ async fn serve(
                     state.port.store(port, Ordering::Relaxed);
                     listener = Some(again);
                 }
-                let state = state.clone();
+                let (state, gone) = (state.clone(), listener.is_none());
                 // Sources may look into files, and taking segments back takes a while.
-                let swept = tokio::task::spawn_blocking(move || state.sweep_segments());
+                let swept = tokio::task::spawn_blocking(move || {
+                    if gone {
+                        verbs::close_removed_devices();
+                    }
+                    state.sweep_segments();
+                });
                 if swept.await.is_err() {
                     break;
                 }

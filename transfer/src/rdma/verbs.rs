@@ -106,6 +106,21 @@ pub(super) fn devices() -> Vec<String> {
     names
 }
 
+/// Lets the library close devices that were removed and that nothing of this process uses any more.
+/// Some drivers' devices stay until every process has closed them. The library only looks while
+/// there is another device.
+pub(super) fn close_removed_devices() {
+    let mut count: c_int = 0;
+    // SAFETY: `count` is valid for writing. The result is null or a list of open devices, which is
+    // the caller's to free; the devices stay the library's.
+    unsafe {
+        let list = sys::rdma_get_devices(&mut count);
+        if !list.is_null() {
+            sys::rdma_free_devices(list);
+        }
+    }
+}
+
 /// Tells when a channel's descriptor has something to read.
 ///
 /// # Safety
