@@ -192,7 +192,8 @@ after="$(get "$one" 9000 /_stoa/counts)"
 [ "$before" = "$after" ] || wrong "the object store was asked: $before, then $after"
 stoa peers
 
-# One process from before the device is gone until after it.
+# One process from before the device is gone until it is back.
+trap "" PIPE
 mkfifo /tmp/prompt
 stoa sql -q --format csv -f /tmp/prompt >/tmp/said 2>>"$log/sql" &
 process=$!
@@ -230,24 +231,28 @@ for number in $queries; do
     say "query $number in the process, without the device: $counts"
     [ "$rdma" = 0 ] && [ "$tcp" -gt 0 ] && [ "$origin" = 0 ] || wrong "not over TCP"
 done
-exec 3>&-
-within 60 "the process of queries ends" ended "$process"
-wait "$process" || wrong "the process of queries ended with $?"
 ask "$first"
 say "query $first in a new process, without the device: $counts"
 [ "$rdma" = 0 ] && [ "$tcp" -gt 0 ] && [ "$origin" = 0 ] || wrong "not over TCP"
 
-# The device is back on the same wire: the worker serves through it, and queries use it. Its name
-# and its wire are free once the worker has closed the old one, which it can beside another device.
+# The device is back on the same wire: queries use it, and the worker serves through it. Its name
+# and its wire are free once all have closed the old one, which they can beside another device.
 rxe-up 1 || wrong "no device on the other wire"
-within 60 "the removal is over" ended "$deletion"
+removal_is_over() {
+    ask_process "$first"
+    ended "$deletion"
+}
+within 60 "the removal is over" removal_is_over
 rdma link add rxe0 type rxe netdev eth0 || wrong "the device does not come back"
 over_rdma() {
-    ask "$first"
-    say "query $first in a new process, the device being back: $counts"
+    ask_process "$first"
+    say "query $first in the process, the device being back: $counts"
     [ "$rdma" -gt 0 ] && [ "$tcp" = 0 ] && [ "$origin" = 0 ]
 }
 within 120 "queries take the device that is back" over_rdma
+exec 3>&-
+within 60 "the process of queries ends" ended "$process"
+wait "$process" || wrong "the process of queries ended with $?"
 serves_again() { grep -q 'segments can be read over RDMA again' "$log/worker"; }
 within 60 "the worker serves through the device that is back" serves_again
 grep -h -E 'WARN|ERROR|RDMA' "$log/worker" "$log/sql" | sort | uniq -c | sort -rn | head -n 20

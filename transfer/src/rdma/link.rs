@@ -192,6 +192,9 @@ impl Transport for Rdma {
                 Err(reason) => reasons.push(format!("{host}: {reason}")),
             }
         }
+        // The reason may be a device that was removed, and that is kept as long as this process has
+        // it open. Nothing depends on how it goes.
+        let _ = tokio::task::spawn_blocking(verbs::close_removed_devices).await;
         Err(unreachable(reasons.join("; ")))
     }
 }
