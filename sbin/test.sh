@@ -7,6 +7,8 @@
 #         --rdma runs the tests of transfers over RDMA instead of everything else: in virtual
 #         machines, about five minutes with the build of one crate (tests/rdma/run.sh). Neither
 #         this script without it nor CI runs them.
+#         --netns runs, instead of everything else, three workers in network namespaces through
+#         partitions, deaths and slow links (tests/netns/run.sh, which names its inputs). Needs root.
 #         CARGO_TARGET_DIR moves the build. STOA_TEST_ARGS goes to the test runner.
 # Falls back: to `cargo test` where cargo-nextest is missing; spelling and licences are checked
 # where `typos` and `cargo-deny` are installed.
@@ -21,11 +23,12 @@ for argument in "$@"; do
     case "$argument" in
     --quick) quick=true ;;
     --rdma) exec "$STOA_ROOT/tests/rdma/run.sh" ;;
+    --netns) exec "$STOA_ROOT/tests/netns/run.sh" ;;
     -h | --help)
         sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}"
         exit 0
         ;;
-    *) die "unknown argument $argument; expected --quick or --rdma" ;;
+    *) die "unknown argument $argument; expected --quick, --rdma or --netns" ;;
     esac
 done
 
