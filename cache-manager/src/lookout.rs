@@ -75,6 +75,7 @@ impl Engine {
                 slot.resolved = Some(resolved);
                 // Somebody asked anew: what failed for good before gets another chance.
                 self.failures.clear();
+                self.decided_again = 0;
                 if look_at_once {
                     self.look(table);
                 }
@@ -144,6 +145,7 @@ impl Engine {
         slot.look_due = freshness.map(|freshness| Instant::now() + freshness);
         let mut flow = Flow::Continue;
         let mut changed = Ok(false);
+        let carried_out = slot.after_look.take();
         match result {
             Ok(newer) => {
                 slot.look_error = None;
@@ -158,12 +160,16 @@ impl Engine {
                     tracing::info!(table, "the table's files have changed");
                     slot.resolved = Some(newer);
                     changed = Ok(true);
+                    self.decided_again = 0;
                     flow = self.wants_pass();
+                } else if carried_out.is_some() {
+                    slot.state.current = carried_out;
                 }
             }
             Err(error) => {
                 tracing::warn!(table, error, "the table's files cannot be looked at");
                 slot.look_error = Some(error.clone());
+                slot.state.current = carried_out.or(slot.state.current);
                 changed = Err(error);
             }
         }

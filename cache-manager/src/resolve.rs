@@ -316,17 +316,6 @@ pub(crate) fn find_chunks(
             Some((at as u32, Arc::from(catalog.files[at].identity.to_key())))
         })
         .collect();
-    // Estimates only: a layout that cannot be expanded is the coordinator's to report.
-    let estimates: HashMap<(ChunkRef, Form), (u64, u64)> = stoa_layout::wanted(catalog)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|wanted| {
-            (
-                (wanted.chunk, wanted.form),
-                (wanted.bytes, wanted.compressed_bytes),
-            )
-        })
-        .collect();
     let mut wants = Vec::with_capacity(planned.chunks.len());
     let mut missing: Option<(u64, String)> = None;
     let mut miss = |reason: String| missing.get_or_insert((0, reason)).0 += 1;
@@ -338,23 +327,21 @@ pub(crate) fn find_chunks(
             });
             continue;
         };
-        let ranges = match catalog.files[*at as usize].chunk_ranges(*row_group, *column) {
-            Ok(ranges) => ranges,
-            Err(error) => {
-                miss(error.to_string());
-                continue;
-            }
-        };
-        let chunk = ChunkRef {
-            file: *at,
-            row_group: *row_group,
-            column: *column,
-        };
-        let compressed: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        let (bytes, compressed_bytes) = estimates
-            .get(&(chunk, *form))
-            .copied()
-            .unwrap_or_else(|| (guess(catalog, chunk, *form, compressed), compressed));
+        if let Err(error) = catalog.files[*at as usize].chunk_ranges(*row_group, *column) {
+            miss(error.to_string());
+            continue;
+        }
+        // In the form that the plan names, which the coordinator chose by a budget that is not known
+        // here.
+        let bytes = stoa_layout::chunk_bytes(
+            catalog,
+            ChunkRef {
+                file: *at,
+                row_group: *row_group,
+                column: *column,
+            },
+        )
+        .unwrap_or_default();
         wants.push(Want {
             key: ChunkKey {
                 file: Arc::clone(key),
@@ -365,8 +352,8 @@ pub(crate) fn find_chunks(
             also: vec![],
             file: *at,
             form: *form,
-            bytes,
-            compressed_bytes,
+            bytes: bytes.of(*form),
+            compressed_bytes: bytes.parquet,
         });
     }
     (wants, missing)
@@ -424,26 +411,6 @@ fn find_rivals(wants: &[Want], others: &Others, catalog: &TableCatalog) -> Rival
         rivals.insert(key.clone(), names);
     }
     rivals
-}
-
-/// A chunk's size where the layout gives no estimate.
-fn guess(catalog: &TableCatalog, chunk: ChunkRef, form: Form, compressed: u64) -> u64 {
-    if form == Form::Parquet {
-        return compressed;
-    }
-    let file = &catalog.files[chunk.file as usize];
-    let group = file.metadata.row_group(chunk.row_group as usize);
-    let leaves = file
-        .root(chunk.column)
-        .map_or(0..0, |root| root.leaf_range());
-    let plain: i64 = leaves
-        .map(|leaf| group.column(leaf).uncompressed_size())
-        .sum();
-    // Dictionaries unfold; twice the pages is the usual order.
-    u64::try_from(plain)
-        .unwrap_or(0)
-        .saturating_mul(2)
-        .max(compressed)
 }
 
 /// Whether a table's new catalog is published before its chunks are loaded, rather than with the
