@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::channel::mpsc::UnboundedSender;
 use stoa_layout::{Form, TableCatalog};
 use stoa_origin::{ErrorKind, Origin};
+use stoa_transfer::TransportKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
@@ -40,10 +41,30 @@ pub(crate) struct Loaded {
     pub(crate) chunks: Vec<(usize, Result<EncodedChunk, Failed>)>,
     /// Bytes of chunks that were read from the origin.
     pub(crate) fetched_bytes: u64,
-    /// Whether another worker had the chunks.
-    pub(crate) from_peer: bool,
+    /// What came of another worker, if that had the chunks.
+    pub(crate) from_peer: Option<FromPeer>,
     /// Gives the memory back when it is dropped, which is when the chunks are.
     pub(crate) memory: OwnedSemaphorePermit,
+}
+
+/// Bytes of chunks that another worker gave, by how they came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FromPeer {
+    /// In one-sided reads.
+    pub(crate) rdma_bytes: u64,
+    /// In answers over TCP.
+    pub(crate) tcp_bytes: u64,
+}
+
+impl FromPeer {
+    /// Counts what came `via` a transport.
+    pub(crate) fn arrived(&mut self, via: Option<TransportKind>, bytes: u64) {
+        match via {
+            Some(TransportKind::Rdma) => self.rdma_bytes += bytes,
+            // Whatever is no one-sided read is bytes that somebody sent.
+            _ => self.tcp_bytes += bytes,
+        }
+    }
 }
 
 /// Bounds of a fill.
@@ -207,7 +228,7 @@ impl Shared {
             batch,
             chunks,
             fetched_bytes,
-            from_peer: false,
+            from_peer: None,
             memory,
         }
     }

@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use crate::batch::{Batch, batches};
 use crate::decode::EncodedChunk;
 use crate::diff::{Want, form_tag};
-use crate::fill::{Loaded, OriginQueue, Shared};
+use crate::fill::{FromPeer, Loaded, OriginQueue, Shared};
 use crate::peers::{Peer, Peers};
 use crate::resolve::{Rival, Rivals};
 use crate::route::{Answer, Place, Route, Turns, rank, route};
@@ -395,10 +395,14 @@ impl Gathering {
                 any: false,
             };
             let mut blocks: Vec<(usize, ChunkLocation, Block)> = Vec::new();
+            let mut from_peer = FromPeer::default();
             while let Some((number, outcome)) = batch.next().await {
                 let (at, location) = pull.chunks[number];
                 match outcome {
-                    Ok(block) => blocks.push((at, location, block)),
+                    Ok(block) => {
+                        from_peer.arrived(block.via(), block.len() as u64);
+                        blocks.push((at, location, block));
+                    }
                     Err(error) => {
                         tracing::debug!(peer = address.id, %error, "a peer did not give a chunk");
                         // It may have moved within that peer's memory meanwhile.
@@ -435,7 +439,7 @@ impl Gathering {
                     batch: batch_of(pull.table, &shared.context.wants, &chunks),
                     chunks,
                     fetched_bytes: 0,
-                    from_peer: true,
+                    from_peer: Some(from_peer),
                     memory,
                 };
                 // The other end is gone when the load is given up.

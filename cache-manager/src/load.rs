@@ -120,6 +120,10 @@ impl Engine {
     ) -> stoa_shm::Result<Option<Published>> {
         let counters = &self.shared.counters;
         add(&counters.fetched_bytes, loaded.fetched_bytes);
+        if let Some(from_peer) = loaded.from_peer {
+            add(&counters.peer_rdma_bytes, from_peer.rdma_bytes);
+            add(&counters.peer_tcp_bytes, from_peer.tcp_bytes);
+        }
         let mut good = Vec::with_capacity(loaded.chunks.len());
         for (at, chunk) in loaded.chunks {
             match chunk {
@@ -180,11 +184,10 @@ impl Engine {
                     add(&counters.chunks_fetched, 1);
                     add(&counters.stored_bytes, bytes);
                     let (peer_chunks, peer_bytes) = match loaded.from_peer {
-                        true => (1, bytes),
-                        false => (0, 0),
+                        Some(_) => (1, bytes),
+                        None => (0, 0),
                     };
                     add(&counters.peer_chunks, peer_chunks);
-                    add(&counters.peer_bytes, peer_bytes);
                     self.failures.forget(&want.key);
                     pass.tally.fetched(want);
                     for table in std::iter::once(&want.table).chain(&want.also) {

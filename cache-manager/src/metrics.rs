@@ -13,8 +13,10 @@ pub(crate) struct Counters {
     pub(crate) fetched_bytes: AtomicU64,
     /// Bytes of chunks written to shared memory.
     pub(crate) stored_bytes: AtomicU64,
-    /// Bytes of chunks read from other workers.
-    pub(crate) peer_bytes: AtomicU64,
+    /// Bytes of chunks read from other workers over RDMA.
+    pub(crate) peer_rdma_bytes: AtomicU64,
+    /// Bytes of chunks read from other workers over TCP.
+    pub(crate) peer_tcp_bytes: AtomicU64,
     /// Chunks fetched from other workers and stored.
     pub(crate) peer_chunks: AtomicU64,
     /// Reads from other workers that failed.
@@ -64,10 +66,11 @@ impl Counters {
                 .value(value(&self.stored_bytes)),
             Metric::counter(
                 "worker_peer_fetched",
-                "Bytes of chunks read from other workers by loads",
+                "Bytes of chunks read from other workers by loads, by how",
             )
             .bytes()
-            .value(value(&self.peer_bytes)),
+            .sample(&[("transport", "rdma")], value(&self.peer_rdma_bytes))
+            .sample(&[("transport", "tcp")], value(&self.peer_tcp_bytes)),
             Metric::counter(
                 "worker_peer_chunks_fetched",
                 "Chunks fetched from other workers and stored",

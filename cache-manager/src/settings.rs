@@ -67,6 +67,8 @@ pub struct TransferSettings {
     pub tls: Option<TransferTls>,
     /// Consent to plain text beyond loopback (`transfer.insecure`).
     pub insecure: bool,
+    /// Consent to reads over RDMA, which are not encrypted (`transfer.rdma.enabled`).
+    pub rdma: bool,
     /// What another worker may take to answer before it is left alone (`transfer.deadline`).
     pub deadline: Duration,
 }
@@ -88,6 +90,7 @@ impl Default for TransferSettings {
             addresses: vec!["127.0.0.1:0".into()],
             tls: None,
             insecure: false,
+            rdma: false,
             deadline: Duration::from_secs(5),
         }
     }

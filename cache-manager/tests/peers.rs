@@ -231,6 +231,15 @@ async fn what_another_worker_holds_is_had_from_there() {
     let state = b.ready(plan).await;
     assert_eq!((state.fetched_chunks, state.peer_chunks), (24, 24));
     assert_eq!(state.peer_bytes, state.bytes_done);
+    let metrics = b.worker().metrics().prometheus_text();
+    for (transport, bytes) in [("tcp", state.peer_bytes), ("rdma", 0)] {
+        let line =
+            format!("stoa_worker_peer_fetched_bytes_total{{transport=\"{transport}\"}} {bytes}.0");
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line}: {metrics}"
+        );
+    }
     assert_all_cached(&b, 4);
     // Only footers came from the origin.
     assert_eq!(b.fetched_bytes(), 0);

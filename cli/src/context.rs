@@ -170,6 +170,7 @@ impl Context {
                 key: tls.key.clone(),
             }),
             insecure: transfer.insecure,
+            rdma: transfer.rdma,
             deadline: transfer.deadline,
         }
     }

@@ -146,6 +146,23 @@ impl ClientState {
     }
 }
 
+/// What was seen of the paths to one peer. A read that a link handed to the transport below it
+/// counts with the path of that transport.
+fn statistics_of(paths: &[Arc<Path>]) -> Vec<PathStatistics> {
+    let mut all: Vec<PathStatistics> = paths.iter().map(|path| path.statistics()).collect();
+    for (number, path) in paths.iter().enumerate() {
+        for (transport, handed_down) in path.recorder.reads_handed_down() {
+            let came_over = all
+                .iter()
+                .position(|seen| seen.transport == transport && seen.address == path.address)
+                .unwrap_or(number);
+            all[came_over].reads += handed_down.reads;
+            all[came_over].bytes += handed_down.bytes;
+        }
+    }
+    all
+}
+
 impl Client {
     /// A client over `transports`, the preferred one first.
     pub fn new(settings: ClientSettings, transports: Vec<Arc<dyn Transport>>) -> Self {
@@ -241,12 +258,10 @@ impl Client {
             .state
             .lock()
             .values()
-            .flatten()
-            .map(|path| path.statistics())
+            .flat_map(|paths| statistics_of(paths))
             .collect();
-        paths.sort_by(|a, b| {
-            (&a.peer, a.transport, &a.address).cmp(&(&b.peer, b.transport, &b.address))
-        });
+        // Stable: those of one peer stay in the order in which they are tried.
+        paths.sort_by(|a, b| a.peer.cmp(&b.peer));
         paths
     }
 

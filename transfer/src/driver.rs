@@ -323,7 +323,9 @@ impl Driver {
                     Ok(block) => {
                         let path = &self.groups[group].path;
                         path.succeeded();
-                        Ok(block.came_via(path.transport().kind()))
+                        // A link may have handed the read to the transport below it.
+                        let via = block.via().unwrap_or(path.transport().kind());
+                        Ok(block.came_via(via))
                     }
                 };
                 self.finish(index, outcome);

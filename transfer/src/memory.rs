@@ -59,7 +59,8 @@ impl Block {
         }
     }
 
-    /// Over which transport a [`Client`](crate::Client) received it.
+    /// Over which transport a [`Client`](crate::Client) received it: not always that of the path,
+    /// because links over RDMA hand some reads to the transport below.
     pub fn via(&self) -> Option<TransportKind> {
         self.via
     }

@@ -25,7 +25,7 @@ pub struct PathStatistics {
     pub transport: TransportKind,
     /// Open connections.
     pub connections: usize,
-    /// Reads that succeeded.
+    /// Reads that came over it.
     pub reads: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -84,10 +84,19 @@ impl Observation {
     }
 }
 
+/// Reads, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReadCount {
+    pub(crate) reads: u64,
+    pub(crate) bytes: u64,
+}
+
 #[derive(Debug, Default)]
 struct Record {
     reads: u64,
     bytes: u64,
+    /// Reads that the path's links handed to the transport below theirs.
+    handed_down: BTreeMap<TransportKind, ReadCount>,
     calls: u64,
     errors: BTreeMap<ErrorKind, u64>,
     last_error: Option<String>,
@@ -140,6 +149,19 @@ impl Recorder {
         let mut record = self.lock();
         record.reads += 1;
         record.bytes += bytes;
+    }
+
+    /// Counts a read that a link of the path handed to the transport below its own.
+    pub(crate) fn handed_down(&self, transport: TransportKind, bytes: u64) {
+        let mut record = self.lock();
+        let count = record.handed_down.entry(transport).or_default();
+        count.reads += 1;
+        count.bytes += bytes;
+    }
+
+    /// The reads that were handed down, by the transport that they came over.
+    pub(crate) fn reads_handed_down(&self) -> BTreeMap<TransportKind, ReadCount> {
+        self.lock().handed_down.clone()
     }
 
     pub(crate) fn failed(&self, error: &TransferError) {

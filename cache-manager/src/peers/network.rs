@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use stoa_transfer::{
-    CallHandler, Client, ClientSettings, InProcess, SegmentSource, Server, ServerHandle,
-    ServerSettings, Tcp, TcpSettings, Tls, TlsSettings, Transport,
+    CallHandler, Client, ClientSettings, InProcess, RdmaSettings, SegmentSource, ServerHandle,
+    ServerSettings, Tcp, TcpSettings, Tls, TlsSettings, serve_with_rdma, with_rdma,
 };
 
 use crate::error::Result;
@@ -21,7 +21,8 @@ pub struct PeerNetwork {
 }
 
 impl PeerNetwork {
-    /// What the settings say: TCP both ways, with certificates where there are any.
+    /// What the settings say: TCP both ways, with certificates where there are any, and RDMA where
+    /// it is allowed and there is a device.
     ///
     /// # Errors
     /// [`crate::Error::Transfer`] for certificates that cannot be read.
@@ -44,17 +45,21 @@ impl PeerNetwork {
             connect_timeout: limits.connect_timeout.min(settings.deadline),
             ..limits
         };
-        let transports: Vec<Arc<dyn Transport>> = vec![Arc::new(tcp)];
-        let listener = |address: &String| {
-            Listener::Tcp(ServerSettings {
+        let rdma = RdmaSettings {
+            enabled: settings.rdma,
+            ..RdmaSettings::default()
+        };
+        let listener = |address: &String| Listener::Tcp {
+            server: ServerSettings {
                 address: address.clone(),
                 tls: tls.clone(),
                 insecure: settings.insecure,
                 ..ServerSettings::default()
-            })
+            },
+            rdma: rdma.clone(),
         };
         Ok(PeerNetwork {
-            client: Client::new(limits, transports),
+            client: Client::new(limits, with_rdma(&rdma, Arc::new(tcp))),
             listeners: settings.addresses.iter().map(listener).collect(),
         })
     }
@@ -63,8 +68,13 @@ impl PeerNetwork {
 /// A place where a worker's memory can be read.
 #[derive(Clone, Debug)]
 pub enum Listener {
-    /// Over TCP.
-    Tcp(ServerSettings),
+    /// Over TCP, and RDMA beside it.
+    Tcp {
+        /// Where and how TCP is served.
+        server: ServerSettings,
+        /// Whether a device may be used as well.
+        rdma: RdmaSettings,
+    },
     /// Within this process, for tests.
     InProcess {
         /// The peers of this process.
@@ -93,9 +103,9 @@ impl Serving {
         let mut serving = Serving::default();
         for listener in listeners {
             match listener {
-                Listener::Tcp(settings) => {
+                Listener::Tcp { server, rdma } => {
                     let (segments, calls) = (Arc::clone(&segments), Arc::clone(&calls));
-                    let server = Server::start(settings.clone(), segments, calls).await?;
+                    let server = serve_with_rdma(server.clone(), rdma, segments, calls).await?;
                     serving.addresses.push(advertised(server.address(), host));
                     serving.tcp.push(server);
                 }

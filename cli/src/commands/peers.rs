@@ -129,13 +129,19 @@ mod tests {
         let good = PeerPath {
             peer: "b".into(),
             address: "10.0.0.2:7420".into(),
-            transport: "tcp".into(),
+            transport: "rdma".into(),
             connections: 2,
             reads: 120,
             bytes: 300 << 20,
             calls: 9,
             latency_us: 180,
             bytes_per_second: (2u64 << 30) as f64,
+            ..PeerPath::default()
+        };
+        let beside = PeerPath {
+            peer: "b".into(),
+            address: "10.0.0.2:7420".into(),
+            transport: "tcp".into(),
             ..PeerPath::default()
         };
         let left = PeerPath {
@@ -149,7 +155,7 @@ mod tests {
         };
         let report = PeersReport {
             addresses: vec!["10.0.0.1:7420".into()],
-            paths: vec![good, left],
+            paths: vec![good, beside, left],
         };
         vec![
             ("a".into(), Ok(report)),
@@ -161,9 +167,10 @@ mod tests {
     #[test]
     fn paths_read_well() {
         insta::assert_snapshot!(as_text(&said()), @"
-        worker  peer  address        by   reads    bytes  latency  bandwidth  failures  state
-        a       b     10.0.0.2:7420  tcp    120  300 MiB    180µs    2 GiB/s         0  connected
-        a       c     10.0.0.3:7420  tcp      0      0 B        -          -         3  left for 400 ms: c did not answer within 5000 ms
+        worker  peer  address        by    reads    bytes  latency  bandwidth  failures  state
+        a       b     10.0.0.2:7420  rdma    120  300 MiB    180µs    2 GiB/s         0  connected
+        a       b     10.0.0.2:7420  tcp       0      0 B        -          -         0  idle
+        a       c     10.0.0.3:7420  tcp       0      0 B        -          -         3  left for 400 ms: c did not answer within 5000 ms
         worker d: its memory is not served
         worker e: it is not alive
         ");
@@ -173,7 +180,8 @@ mod tests {
     #[test]
     fn scripts_get_everything() {
         let value = as_json(&said());
-        assert_eq!(value["workers"][0]["paths"][1]["errors"]["closed"], 2);
+        assert_eq!(value["workers"][0]["paths"][0]["transport"], "rdma");
+        assert_eq!(value["workers"][0]["paths"][2]["errors"]["closed"], 2);
         assert_eq!(value["workers"][0]["addresses"][0], "10.0.0.1:7420");
         assert_eq!(value["workers"][2]["error"], "it is not alive");
     }

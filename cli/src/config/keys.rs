@@ -350,6 +350,12 @@ pub const KEYS: &[Key] = &[
         "The consent to send cached columns in plain text over an address other than loopback.",
     ),
     key(
+        "transfer.rdma.enabled",
+        Bool,
+        Fixed("false"),
+        "The consent to read other workers' memory over RDMA, where both ends have a device and were built with the cargo feature rdma; what travels that way is not encrypted.",
+    ),
+    key(
         "transfer.deadline",
         Span,
         Fixed("5s"),

@@ -156,6 +156,8 @@ pub struct TransferConfig {
     pub tls: Option<TransferTls>,
     /// `transfer.insecure`
     pub insecure: bool,
+    /// `transfer.rdma.enabled`
+    pub rdma: bool,
     /// `transfer.deadline`
     pub deadline: Duration,
 }
@@ -278,6 +280,7 @@ impl Config {
                 },
                 tls: transfer_tls(&get),
                 insecure: get.bool("transfer.insecure"),
+                rdma: get.bool("transfer.rdma.enabled"),
                 deadline: get.span("transfer.deadline"),
             },
             origin: OriginConfig {

@@ -4,6 +4,7 @@
 rxe-up || exit 1
 export STOA_RDMA_ADDRESS="10.9.0.$NODE"
 limited=rdma::tests::too_little_lockable_memory_is_said_and_costs_nothing_else
+sealed=rdma::verbs::tests::the_owner_of_a_sealed_file_can_open_it_and_it_stays_sealed
 removing=rdma::tests::a_batch_whose_device_is_removed_ends_over_the_transport_below
 status=0
 
@@ -16,7 +17,8 @@ echo "== without the right to lock memory"
 chmod 666 /dev/infiniband/*
 (
     ulimit -l 1024
-    su -s /bin/sh -c "/test/transfer-tests --exact $limited --ignored --nocapture" nobody
+    su -s /bin/sh -c "/test/transfer-tests --exact $limited --ignored --nocapture" nobody &&
+        su -s /bin/sh -c "/test/transfer-tests --exact $sealed" nobody
 ) || status=1
 
 echo "== the device is removed under a batch"

@@ -370,7 +370,11 @@ fn equal(what: &str, ours: &[RecordBatch], theirs: &[RecordBatch]) {
 /// The counters of the scans of a query, summed: name and value.
 async fn metrics(node: &Node, sql: &str) -> HashMap<String, u64> {
     let plan = node.rows(&format!("explain analyze {sql}")).await;
-    let plan = pretty_format_batches(&plan).unwrap().to_string();
+    summed(&pretty_format_batches(&plan).unwrap().to_string())
+}
+
+/// The counters in the text of an analysed plan, summed: name and value.
+fn summed(plan: &str) -> HashMap<String, u64> {
     let mut sums = HashMap::new();
     for part in plan.split("stoa_").skip(1) {
         let Some((name, rest)) = part.split_once('=') else {
@@ -679,4 +683,63 @@ fn three_workers_answer_from_each_others_memory() {
         assert_eq!(&ours, expected, "{} without worker 2", query.name());
     }
     assert!(!world.s3.log().is_empty(), "a third of it is nowhere else");
+}
+
+/// RDMA is allowed where there is none: every process says so once, everything takes TCP, and
+/// nothing is different otherwise.
+#[test]
+fn where_rdma_is_enabled_and_missing_tcp_is_used_and_that_is_said_once() {
+    const SAID: &str = "RDMA is enabled and cannot be used, so TCP is: ";
+    const SQL: &str = "select count(*), sum(o_totalprice), min(o_comment), max(o_clerk), \
+                       min(o_orderdate), max(o_orderpriority) from tpch.orders";
+    let options = ClusterOptions {
+        workers: 2,
+        more: vec![
+            "transfer.rdma.enabled = true".to_owned(),
+            "cache.remote.deadline = \"10s\"".to_owned(),
+        ],
+        ..ClusterOptions::default()
+    };
+    let mut world = spine::world(&options, &["orders"]);
+    world.create("orders", &[]);
+    world.cluster.load("tpch.orders:1").unwrap();
+    world
+        .cluster
+        .wait_loaded(&world.etcd, "tpch.orders", 1)
+        .unwrap();
+    for worker in 0..2 {
+        let config = world.cluster.worker_config(worker).to_owned();
+        let sql = |more: &[&str], sql: &str| {
+            let mut arguments = more.to_vec();
+            arguments.extend(["sql", "-q", "--format", "json", "-c", sql]);
+            let ran = world.cluster.run_at(&config, &arguments).unwrap();
+            assert_eq!(ran.code, Some(0), "{sql}: {}", ran.stderr);
+            ran
+        };
+        let analyse = format!("explain analyze {SQL}");
+        // The directories follow what was published within seconds.
+        stoa_tests::wait::until("a query without the origin", PATIENCE, || {
+            let counts = summed(&sql(&[], &analyse).stdout);
+            let done = counts["origin_chunks"] == 0 && counts["remote_tcp_chunks"] > 0;
+            assert_eq!(counts["remote_rdma_chunks"], 0, "{counts:?}");
+            done.then_some(()).ok_or_else(|| format!("{counts:?}"))
+        })
+        .unwrap();
+        let answer = sql(&[], SQL);
+        let said = answer.stderr.matches(SAID).count();
+        assert_eq!(said, 1, "from {worker}: {}", answer.stderr);
+        let stock = sql(&["--set", "cache.enabled=false"], SQL);
+        assert_eq!(answer.stdout, stock.stdout, "from {worker}");
+        let log = world.cluster.worker(worker).log();
+        assert_eq!(log.matches(SAID).count(), 1, "worker {worker}: {log}");
+    }
+    let peers = world.cluster.ok(&["peers", "--json"]).unwrap();
+    let peers: serde_json::Value = serde_json::from_str(&peers).unwrap();
+    for worker in peers["workers"].as_array().unwrap() {
+        let paths = worker["paths"].as_array().unwrap();
+        assert!(!paths.is_empty(), "{peers:#}");
+        for path in paths {
+            assert_eq!(path["transport"], "tcp", "{peers:#}");
+        }
+    }
 }

@@ -186,7 +186,8 @@ impl Transport for Rdma {
             host.set_port(opened.port);
             match self.connect_device(host, &private_data).await {
                 Ok(connected) => {
-                    return Ok(RdmaLink::start(address, control, opened.session, connected));
+                    let below = (control, self.below.kind());
+                    return Ok(RdmaLink::start(address, below, opened.session, connected));
                 }
                 Err(reason) => reasons.push(format!("{host}: {reason}")),
             }
@@ -263,6 +264,8 @@ type OutcomeSender = mpsc::UnboundedSender<(usize, Result<Block>)>;
 #[derive(Debug)]
 struct RdmaLink {
     control: Arc<dyn Link>,
+    /// What `control` is a link of.
+    below: TransportKind,
     commands: mpsc::UnboundedSender<Command>,
     state: Arc<LinkState>,
 }
@@ -297,7 +300,7 @@ impl LinkState {
 impl RdmaLink {
     fn start(
         address: &str,
-        control: Arc<dyn Link>,
+        (control, below): (Arc<dyn Link>, TransportKind),
         session: u64,
         connected: Connected,
     ) -> Arc<dyn Link> {
@@ -311,6 +314,7 @@ impl RdmaLink {
         let engine = Engine {
             state: state.clone(),
             control: control.clone(),
+            below,
             session,
             device: connected.device,
             connection: connected.connection,
@@ -326,6 +330,7 @@ impl RdmaLink {
         tokio::spawn(engine.run(receiver, connected.notices, connected.events));
         Arc::new(Self {
             control,
+            below,
             commands,
             state,
         })
@@ -360,10 +365,13 @@ impl Link for RdmaLink {
         if below.is_empty() {
             return outcomes.boxed();
         }
+        let kind = self.below;
         let below = self
             .control
             .submit(below, deadline)
-            .map(move |(place, outcome)| (places[place], outcome));
+            .map(move |(place, outcome)| {
+                (places[place], outcome.map(|block| block.came_via(kind)))
+            });
         stream::select(outcomes, below).boxed()
     }
 
@@ -428,6 +436,8 @@ type Asked = BoxFuture<'static, (Vec<SegmentKey>, Result<Bytes>)>;
 struct Engine {
     state: Arc<LinkState>,
     control: Arc<dyn Link>,
+    /// What `control` is a link of.
+    below: TransportKind,
     session: u64,
     device: Arc<Device>,
     connection: Connection,
@@ -704,7 +714,7 @@ impl Engine {
         let mut outcomes = self
             .control
             .submit(vec![job.read], Instant::now() + HOLD_TIMEOUT);
-        let state = self.state.clone();
+        let (state, below) = (self.state.clone(), self.below);
         tokio::spawn(async move {
             let outcome = tokio::select! {
                 outcome = outcomes.next() => outcome,
@@ -715,6 +725,7 @@ impl Engine {
                 .fetch_sub(job.read.length, Ordering::Relaxed);
             if let Some((_, outcome)) = outcome {
                 // Whoever dropped the stream does not want it any more.
+                let outcome = outcome.map(|block| block.came_via(below));
                 let _ = job.sender.send((job.index, outcome));
             }
         });

@@ -34,7 +34,7 @@ pub use link::Rdma;
 #[cfg(feature = "rdma")]
 pub use server::RdmaServer;
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use crate::error::Result;
@@ -65,16 +65,46 @@ impl Default for RdmaSettings {
     }
 }
 
+/// What keeps this process from using RDMA at all, if anything does.
+fn obstacle() -> Option<&'static str> {
+    #[cfg(feature = "rdma")]
+    {
+        verbs::devices()
+            .is_empty()
+            .then_some("this host has no RDMA device")
+    }
+    #[cfg(not(feature = "rdma"))]
+    {
+        Some("this program was built without the cargo feature rdma")
+    }
+}
+
+/// Whether the settings allow RDMA and nothing keeps this process from it. What does is said once,
+/// whoever asks: clients and servers of a process have it in common.
+fn is_usable(settings: &RdmaSettings) -> bool {
+    static SAID: Once = Once::new();
+
+    if !settings.enabled {
+        return false;
+    }
+    let Some(obstacle) = obstacle() else {
+        return true;
+    };
+    SAID.call_once(|| {
+        tracing::warn!("RDMA is enabled and cannot be used, so TCP is: {obstacle}");
+    });
+    false
+}
+
 /// The transports of a client, the preferred one first: RDMA where the settings allow it, this
 /// program was built with it (feature `rdma`) and this host has a device; then `below`.
 pub fn with_rdma(settings: &RdmaSettings, below: Arc<dyn Transport>) -> Vec<Arc<dyn Transport>> {
+    if !is_usable(settings) {
+        return vec![below];
+    }
     #[cfg(feature = "rdma")]
     if let Some(rdma) = Rdma::new(settings.clone(), below.clone()) {
         return vec![Arc::new(rdma), below];
-    }
-    #[cfg(not(feature = "rdma"))]
-    if settings.enabled {
-        tracing::warn!("RDMA is enabled, and this program was built without it; using TCP");
     }
     vec![below]
 }
@@ -91,7 +121,10 @@ pub async fn serve_with_rdma(
     segments: Arc<dyn SegmentSource>,
     calls: Arc<dyn CallHandler>,
 ) -> Result<ServerHandle> {
-    let reserved = set_up_calls(&server.address, rdma, &segments).await;
+    let reserved = match is_usable(rdma) {
+        true => set_up_calls(&server.address, rdma, &segments).await,
+        false => Arc::new(NoCalls),
+    };
     Server::start_with_reserved(server, segments, calls, reserved).await
 }
 
@@ -125,11 +158,8 @@ async fn set_up_calls(
 #[cfg(not(feature = "rdma"))]
 async fn set_up_calls(
     _address: &str,
-    settings: &RdmaSettings,
+    _settings: &RdmaSettings,
     _segments: &Arc<dyn SegmentSource>,
 ) -> Arc<dyn CallHandler> {
-    if settings.enabled {
-        tracing::warn!("RDMA is enabled, and this program was built without it; serving TCP alone");
-    }
     Arc::new(NoCalls)
 }

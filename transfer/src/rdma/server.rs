@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,8 @@ pub struct RdmaServer {
 struct State {
     source: Arc<dyn SegmentSource>,
     settings: RdmaSettings,
-    port: u16,
+    /// Zero while there is no device to listen at.
+    port: AtomicU16,
     sessions: Mutex<Sessions>,
     devices: Mutex<HashMap<DeviceName, Arc<Device>>>,
 }
@@ -125,21 +127,24 @@ impl RdmaServer {
             reason: error.to_string(),
         };
         let channel = EventChannel::new().map_err(|error| setup(&error))?;
-        let listener = CmId::new(&channel).map_err(|error| setup(&error))?;
-        if let Err(error) = listener.listen(SocketAddr::new(address, 0), BACKLOG) {
-            tracing::info!(%address, %error, "no RDMA at this address");
-            return Ok(None);
-        }
+        let listener = match listen(&channel, address) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::info!(%address, %error, "no RDMA at this address");
+                return Ok(None);
+            }
+        };
+        let port = listener.port();
         let state = Arc::new(State {
             source,
             settings,
-            port: listener.port(),
+            port: AtomicU16::new(port),
             sessions: Mutex::default(),
             devices: Mutex::default(),
         });
         let events = channel.watch().map_err(|error| setup(&error))?;
-        let task = tokio::spawn(serve(state.clone(), listener, events)).abort_handle();
-        tracing::info!(%address, port = state.port, ?devices, "segments can be read over RDMA");
+        let task = tokio::spawn(serve(state.clone(), address, listener, events)).abort_handle();
+        tracing::info!(%address, port, ?devices, "segments can be read over RDMA");
         Ok(Some(Self { state, task }))
     }
 
@@ -178,8 +183,22 @@ impl Drop for RdmaServer {
     }
 }
 
-/// Handles the connection manager's events, and ends what has to end.
-async fn serve(state: Arc<State>, listener: CmId, events: AsyncFd<Arc<EventChannel>>) {
+/// Waits for connections at `address`, on a free port.
+fn listen(channel: &Arc<EventChannel>, address: IpAddr) -> Result<CmId, verbs::VerbsError> {
+    let listener = CmId::new(channel)?;
+    listener.listen(SocketAddr::new(address, 0), BACKLOG)?;
+    Ok(listener)
+}
+
+/// Handles the connection manager's events, and ends what has to end. Listens anew when a device
+/// that went away is back.
+async fn serve(
+    state: Arc<State>,
+    address: IpAddr,
+    listener: CmId,
+    events: AsyncFd<Arc<EventChannel>>,
+) {
+    let mut listener = Some(listener);
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
@@ -188,7 +207,18 @@ async fn serve(state: Arc<State>, listener: CmId, events: AsyncFd<Arc<EventChann
                 ready.clear_ready();
                 loop {
                     match events.get_ref().next() {
-                        Ok(Some(event)) => state.happened(event),
+                        Ok(Some(event)) => {
+                            let here = listener.as_ref().map(CmId::name) == Some(event.id);
+                            if here && event.kind == EventKind::DeviceRemoval {
+                                tracing::warn!(
+                                    %address,
+                                    "the RDMA device is removed; TCP serves until one is back"
+                                );
+                                state.port.store(0, Ordering::Relaxed);
+                                listener = None;
+                            }
+                            state.happened(event);
+                        }
                         Ok(None) => break,
                         Err(error) => {
                             tracing::warn!(%error, "the connection manager failed; no RDMA any more");
@@ -199,9 +229,22 @@ async fn serve(state: Arc<State>, listener: CmId, events: AsyncFd<Arc<EventChann
             }
             _ = sweep.tick() => {
                 state.end_old_sessions();
-                let state = state.clone();
+                if listener.is_none()
+                    && let Ok(again) = listen(events.get_ref(), address)
+                {
+                    let port = again.port();
+                    tracing::info!(%address, port, "segments can be read over RDMA again");
+                    state.port.store(port, Ordering::Relaxed);
+                    listener = Some(again);
+                }
+                let (state, gone) = (state.clone(), listener.is_none());
                 // Sources may look into files, and taking segments back takes a while.
-                let swept = tokio::task::spawn_blocking(move || state.sweep_segments());
+                let swept = tokio::task::spawn_blocking(move || {
+                    if gone {
+                        verbs::close_removed_devices();
+                    }
+                    state.sweep_segments();
+                });
                 if swept.await.is_err() {
                     break;
                 }
@@ -351,6 +394,10 @@ impl State {
 
     fn open(&self, body: &[u8]) -> Result<Bytes, Refusal> {
         wire::parse_open_request(body).map_err(protocol)?;
+        let port = match self.port.load(Ordering::Relaxed) {
+            0 => return Err(Refusal::failed("the RDMA device is gone")),
+            port => port,
+        };
         let token = Token([random()?, random()?]);
         let number = random()?;
         let mut sessions = locked(&self.sessions);
@@ -372,7 +419,7 @@ impl State {
         sessions.tokens.insert(token, number);
         sessions.by_number.insert(number, session);
         Ok(Bytes::copy_from_slice(&wire::open_answer(
-            number, token, self.port,
+            number, token, port,
         )))
     }
 

@@ -306,8 +306,13 @@ async fn reads_without_checksum_or_memory_take_the_transport_below() {
         ..checked
     };
     for outcome in pair.read(vec![checked, unchecked]).await {
-        assert!(*outcome.unwrap() == **truth(1, BYTES));
+        let block = outcome.unwrap();
+        assert!(*block == **truth(1, BYTES));
+        assert_eq!(block.via(), Some(TransportKind::InProcess));
     }
+    // They count where they came.
+    assert_eq!(pair.path(TransportKind::Rdma).reads, 0);
+    assert_eq!(pair.path(TransportKind::InProcess).reads, 2);
     assert!(
         pair.setup.server.registered_bytes() > 0,
         "the segment was granted"
@@ -564,12 +569,13 @@ async fn a_peer_without_rdma_is_read_over_the_transport_below() {
         assert!(*batch.into_vec().await.remove(0).unwrap() == **truth(1, BYTES));
     }
     let paths = client.paths();
-    assert_eq!(paths[0].transport, TransportKind::InProcess);
-    assert_eq!(paths[0].reads, 2);
+    assert_eq!(paths[0].transport, TransportKind::Rdma);
     assert!(
-        paths[1].last_error.as_ref().unwrap().contains("no method"),
+        paths[0].last_error.as_ref().unwrap().contains("no method"),
         "{paths:?}"
     );
+    assert_eq!(paths[1].transport, TransportKind::InProcess);
+    assert_eq!(paths[1].reads, 2);
 }
 
 /// Of two addresses the first leads nowhere over RDMA: the second one does.
@@ -833,7 +839,8 @@ async fn where_no_device_leads_everything_takes_tcp() {
     let client = Client::new(ClientSettings::default(), with_rdma(&enabled, tcp()));
     let batch = client.submit(&peer, vec![read(1, 0, BYTES, BYTES)], soon());
     assert!(*batch.into_vec().await.remove(0).unwrap() == **truth(1, BYTES));
-    let tcp_path = &client.paths()[0];
+    let paths = client.paths();
+    let tcp_path = paths.last().unwrap();
     assert_eq!(tcp_path.transport, TransportKind::Tcp);
     assert_eq!((tcp_path.reads, tcp_path.errors.len()), (1, 0));
     assert_eq!(server.statistics().reads, 1);

@@ -13,12 +13,13 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -103,6 +104,21 @@ pub(super) fn devices() -> Vec<String> {
     // SAFETY: the list came from `ibv_get_device_list` and is freed once; the names were copied.
     unsafe { sys::ibv_free_device_list(list) };
     names
+}
+
+/// Lets the library close devices that were removed and that nothing of this process uses any more.
+/// Some drivers' devices stay until every process has closed them. The library only looks while
+/// there is another device.
+pub(super) fn close_removed_devices() {
+    let mut count: c_int = 0;
+    // SAFETY: `count` is valid for writing. The result is null or a list of open devices, which is
+    // the caller's to free; the devices stay the library's.
+    unsafe {
+        let list = sys::rdma_get_devices(&mut count);
+        if !list.is_null() {
+            sys::rdma_free_devices(list);
+        }
+    }
 }
 
 /// Tells when a channel's descriptor has something to read.
@@ -612,13 +628,9 @@ impl SharedSegment {
             return Err(refused);
         };
         let failed = |call: &'static str| move |source: io::Error| VerbsError { call, source };
-        let writable = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-            .map_err(failed(
-                "opening a segment for registration (it needs mode 0640)",
-            ))?;
+        let writable = open_writable(file).map_err(failed(
+            "opening a segment for registration (this process must own its file)",
+        ))?;
         let map = MmapOptions::new()
             .len(segment.bytes().len())
             .map_raw(&writable)
@@ -648,6 +660,29 @@ impl SharedSegment {
     /// What a peer has to show.
     pub(super) fn remote_key(&self) -> u32 {
         self.registration.remote_key()
+    }
+}
+
+/// Opens a sealed file for writing. What its mode forbids, its owner allows himself for the moment of
+/// opening.
+fn open_writable(file: &File) -> io::Result<File> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    const OWNER_WRITES: u32 = 0o200;
+
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let open = || OpenOptions::new().read(true).write(true).open(&path);
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            // Two of them would take each other's mode for the file's own.
+            let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+            let sealed = file.metadata()?.permissions();
+            let mode = sealed.mode() | OWNER_WRITES;
+            file.set_permissions(Permissions::from_mode(mode))?;
+            let opened = open();
+            file.set_permissions(sealed)?;
+            opened
+        }
+        opened => opened,
     }
 }
 
@@ -1093,6 +1128,22 @@ mod tests {
     fn asking_for_devices_never_fails() {
         let names = devices();
         assert!(names.iter().all(|name| !name.is_empty()), "{names:?}");
+    }
+
+    /// Root may write to what it likes: `tests/rdma/guest/suite.sh` runs this as somebody else.
+    #[test]
+    fn the_owner_of_a_sealed_file_can_open_it_and_it_stays_sealed() {
+        use std::os::unix::fs::FileExt;
+
+        let path = std::env::temp_dir().join(format!("stoa-sealed-{}", std::process::id()));
+        std::fs::write(&path, b"sealed").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o440)).unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let writable = open_writable(&file).unwrap();
+        writable.write_all_at(b"S", 0).unwrap();
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o440);
     }
 
     #[test]

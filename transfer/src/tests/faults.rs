@@ -493,6 +493,83 @@ async fn a_batch_whose_path_fails_ends_over_the_next_one() {
     );
 }
 
+/// A link that hands some of its reads to the transport below: each counts where it came.
+#[tokio::test]
+async fn a_read_counts_with_the_transport_that_brought_it() {
+    const BELOW_FROM: u64 = 60;
+    #[derive(Debug)]
+    struct Fabric(Arc<dyn Transport>);
+    #[derive(Debug)]
+    struct FabricLink(Arc<dyn crate::Link>);
+    #[async_trait::async_trait]
+    impl Transport for Fabric {
+        fn kind(&self) -> TransportKind {
+            TransportKind::Rdma
+        }
+        async fn connect(&self, address: &str) -> crate::Result<Arc<dyn crate::Link>> {
+            Ok(Arc::new(FabricLink(self.0.connect(address).await?)))
+        }
+    }
+    impl crate::Link for FabricLink {
+        fn submit(&self, reads: Vec<Read>, deadline: Instant) -> crate::Outcomes {
+            let asked = reads.clone();
+            let outcomes = self.0.submit(reads, deadline);
+            let marked = outcomes.map(move |(place, outcome)| {
+                let below = asked[place].offset >= BELOW_FROM * 4096;
+                let outcome = outcome.map(|block| match below {
+                    true => block.came_via(TransportKind::Tcp),
+                    false => block,
+                });
+                (place, outcome)
+            });
+            marked.boxed()
+        }
+        fn call(
+            &self,
+            method: u16,
+            body: Bytes,
+            deadline: Instant,
+        ) -> futures::future::BoxFuture<'static, crate::Result<Bytes>> {
+            self.0.call(method, body, deadline)
+        }
+        fn received_bytes(&self) -> u64 {
+            self.0.received_bytes()
+        }
+        fn outstanding_bytes(&self) -> u64 {
+            self.0.outstanding_bytes()
+        }
+        fn is_closed(&self) -> bool {
+            self.0.is_closed()
+        }
+        fn close(&self, reason: &str) {
+            self.0.close(reason);
+        }
+    }
+    let server = serve(&[1 << 20]).await;
+    let client = client_over(vec![Arc::new(Fabric(tcp())), tcp()]);
+    let reads: Vec<Read> = (0..100)
+        .map(|number| read(1, number * 4096, 4096))
+        .collect();
+    let mut batch = client.submit(&peer(server.address()), reads, soon());
+    while let Some((place, outcome)) = batch.next().await {
+        let expected = match place as u64 >= BELOW_FROM {
+            true => TransportKind::Tcp,
+            false => TransportKind::Rdma,
+        };
+        assert_eq!(outcome.unwrap().via(), Some(expected), "read {place}");
+    }
+    let paths = client.paths();
+    let seen: Vec<_> = paths
+        .iter()
+        .map(|path| (path.transport, path.reads, path.bytes))
+        .collect();
+    let expected = [
+        (TransportKind::Rdma, 60, 60 * 4096),
+        (TransportKind::Tcp, 40, 40 * 4096),
+    ];
+    assert_eq!(seen, expected, "the preferred path first");
+}
+
 #[tokio::test]
 async fn reads_that_hang_end_at_their_deadline_and_the_others_come() {
     let server = serve(&[1 << 20]).await;

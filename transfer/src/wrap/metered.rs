@@ -65,10 +65,14 @@ impl Stream for Observed {
         if let Poll::Ready(Some((_, outcome))) = &polled {
             let now = Instant::now();
             match outcome {
-                Ok(block) => {
-                    self.observation.arrived(now, block.len() as u64);
-                    self.recorder.read(block.len() as u64);
-                }
+                Ok(block) => match block.via() {
+                    // What came another way says nothing about this one.
+                    Some(transport) => self.recorder.handed_down(transport, block.len() as u64),
+                    None => {
+                        self.observation.arrived(now, block.len() as u64);
+                        self.recorder.read(block.len() as u64);
+                    }
+                },
                 Err(error) => self.recorder.failed(error),
             }
         }
