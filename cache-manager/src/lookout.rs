@@ -113,11 +113,12 @@ impl Engine {
         let target = resolved.target;
         let (planned, others) = (Arc::clone(&resolved.planned), Arc::clone(&resolved.others));
         let (origin, table) = (self.sources.origin.clone(), table.to_owned());
+        let worker = self.sources.worker.clone();
         self.events.jobs.spawn(async move {
             let at_unix_ms = unix_ms();
             let result = match catalog.refresh(&origin, at_unix_ms).await {
                 Ok(None) => Ok(None),
-                Ok(Some(newer)) => resolved_with(target, planned, others, Arc::new(newer))
+                Ok(Some(newer)) => resolved_with(&worker, target, planned, others, Arc::new(newer))
                     .await
                     .map(Some),
                 Err(error) => Err(error.to_string()),
