@@ -5,8 +5,10 @@
 # to build, etcd-server and etcd-client for the tests of clusters.
 # Inputs: --quick leaves out documentation, doctests and the slow tests (those named `slow_…`).
 #         --rdma runs the tests of transfers and of the product over RDMA instead of everything
-#         else: in virtual machines, with builds of their own (tests/rdma/run.sh). Neither this
-#         script without it nor CI runs them.
+#         else: in virtual machines, with builds of their own (tests/rdma/run.sh).
+#         --netns runs, instead of everything else, three workers in network namespaces through
+#         partitions, deaths and slow links (tests/netns/run.sh, which names its inputs). Needs root.
+#         Neither this script without them nor CI runs these two.
 #         CARGO_TARGET_DIR moves the build. STOA_TEST_ARGS goes to the test runner.
 # Falls back: to `cargo test` where cargo-nextest is missing; spelling and licences are checked
 # where `typos` and `cargo-deny` are installed, the feature rdma is linted where libibverbs-dev,
@@ -22,11 +24,12 @@ for argument in "$@"; do
     case "$argument" in
     --quick) quick=true ;;
     --rdma) exec "$STOA_ROOT/tests/rdma/run.sh" ;;
+    --netns) exec "$STOA_ROOT/tests/netns/run.sh" ;;
     -h | --help)
         sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}"
         exit 0
         ;;
-    *) die "unknown argument $argument; expected --quick or --rdma" ;;
+    *) die "unknown argument $argument; expected --quick, --rdma or --netns" ;;
     esac
 done
 

@@ -15,6 +15,7 @@ use stoa_datafusion::{Origin, Reader, Stoa};
 
 use crate::Error;
 use crate::modes::{Cache, Mode, register_parquet, register_stoa, run, session};
+use crate::served::{Holder, Serving, Store};
 use crate::suite::{Data, Query};
 
 /// Distance of the bytes that prefaulting touches: the smallest page there is.
@@ -55,6 +56,19 @@ pub enum Task {
     },
     /// All queries, each time a line comes on the standard input; [`Passed`] a line.
     Passes,
+    /// The data as an object store over HTTP, until the standard input ends; [`Store`].
+    Store {
+        /// Milliseconds that every answer is delayed.
+        delay_ms: u64,
+    },
+    /// The mode's chunks of all tables in memory that others may read over TCP, until the standard
+    /// input ends; [`Held`](crate::served::Held).
+    Hold {
+        /// A tmpfs.
+        cache_root: PathBuf,
+        /// Where the tables lie.
+        store: Store,
+    },
 }
 
 /// Answer to [`Task::Touch`] and [`Task::Cold`].
@@ -95,7 +109,31 @@ pub async fn serve(request: &Request) -> Result<(), Error> {
             answer(&touched?)
         }
         Task::Passes => passes(request).await,
+        Task::Store { delay_ms } => {
+            // Served as long as this lives.
+            let serving = Serving::start(&request.data, *delay_ms)?;
+            answer(&serving.store())?;
+            until_closed().await
+        }
+        Task::Hold { cache_root, store } => {
+            let mode: Mode = request.mode.parse()?;
+            let holder = Holder::start(&mode, &request.data, store, cache_root).await?;
+            let held = holder.load(&mode, &request.data, store).await;
+            let served = match held.and_then(|held| answer(&held)) {
+                Ok(()) => until_closed().await,
+                Err(error) => Err(error),
+            };
+            holder.stop().await;
+            served
+        }
     }
+}
+
+/// Waits until nobody holds the other end of the standard input.
+async fn until_closed() -> Result<(), Error> {
+    let closed = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    tokio::task::spawn_blocking(closed).await??;
+    Ok(())
 }
 
 fn answer<T: Serialize>(value: &T) -> Result<(), Error> {
@@ -116,7 +154,7 @@ async fn attach(request: &Request) -> Result<(SessionContext, Option<Reader>), E
             Ok((session, Some(stoa.reader().clone())))
         }
         _ => {
-            register_parquet(&session, &request.data).await?;
+            register_parquet(&session, &request.data, &request.data.root()).await?;
             Ok((session, None))
         }
     }

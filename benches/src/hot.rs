@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use arrow::array::RecordBatch;
+use datafusion::execution::context::SessionContext;
 use stoa_cli::demo::compare;
 use stoa_figures::document::Summary;
 use stoa_figures::{Block, Times};
 
 use crate::Error;
-use crate::modes::{Mode, Running};
+use crate::modes::{Mode, Running, run};
 use crate::suite::{Certain, Data, Query};
 
 /// How to measure.
@@ -92,31 +93,17 @@ async fn block(
     summary: &mut BTreeMap<String, Summary>,
 ) -> Result<Block, Error> {
     let mut block = Block::default();
+    let asked: Vec<Asked<'_>> = running
+        .iter()
+        .map(|mode| Asked {
+            name: mode.mode.to_string(),
+            session: mode.session(),
+        })
+        .collect();
     // The first round warms up and compares the answers; it is not measured.
     for round in 0..=plan.iterations {
         let before: Vec<u64> = running.iter().map(Running::origin_requests).collect();
-        for query in plan.queries {
-            for i in 0..running.len() {
-                // Rotated, so that no mode always runs right after the same other.
-                let mode = &running[(i + round) % running.len()];
-                let name = mode.mode.to_string();
-                let failed = |error| format!("q{} in {name}: {error}", query.number);
-                let (answer, elapsed) = mode.run(&query.sql).await.map_err(failed)?;
-                if round > 0 {
-                    block.push(&name, query.number, elapsed.as_secs_f64() * 1000.0);
-                } else if let Some(first) = answers.get(&query.number) {
-                    if let Some(difference) = difference(query, first, &answer)? {
-                        return Err(format!(
-                            "q{}: {name} answers otherwise: {difference}",
-                            query.number
-                        )
-                        .into());
-                    }
-                } else {
-                    answers.insert(query.number, answer);
-                }
-            }
-        }
+        ask(plan, round, &asked, answers, &mut block).await?;
         if round > 0 {
             for (mode, before) in running.iter().zip(before) {
                 let found = summary.entry(mode.mode.to_string()).or_default();
@@ -127,6 +114,48 @@ async fn block(
         eprintln!("round {round} of {}", plan.iterations);
     }
     Ok(block)
+}
+
+/// A session, and the name that its times go by.
+pub(crate) struct Asked<'a> {
+    pub(crate) name: String,
+    pub(crate) session: &'a SessionContext,
+}
+
+/// Runs every query in every session, one session right after the other. Round 0 compares the
+/// answers with those of the first session, and puts no times into `block`.
+///
+/// # Errors
+/// If a query fails, or answers otherwise in one session than in another.
+pub(crate) async fn ask(
+    plan: Plan<'_>,
+    round: usize,
+    asked: &[Asked<'_>],
+    answers: &mut BTreeMap<u32, Vec<RecordBatch>>,
+    block: &mut Block,
+) -> Result<(), Error> {
+    for query in plan.queries {
+        for i in 0..asked.len() {
+            // Rotated, so that no session always runs right after the same other.
+            let Asked { name, session } = &asked[(i + round) % asked.len()];
+            let failed = |error| format!("q{} in {name}: {error}", query.number);
+            let (answer, elapsed) = run(session, &query.sql).await.map_err(failed)?;
+            if round > 0 {
+                block.push(name, query.number, elapsed.as_secs_f64() * 1000.0);
+            } else if let Some(first) = answers.get(&query.number) {
+                if let Some(difference) = difference(query, first, &answer)? {
+                    return Err(format!(
+                        "q{}: {name} answers otherwise: {difference}",
+                        query.number
+                    )
+                    .into());
+                }
+            } else {
+                answers.insert(query.number, answer);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where two answers of a query differ in what is certain of them.

@@ -14,6 +14,8 @@ pub mod fill;
 pub mod hot;
 pub mod modes;
 pub mod processes;
+pub mod remote;
+pub mod served;
 pub mod suite;
 pub mod touch;
 

@@ -3,14 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use stoa_benches::hot::{Plan, blocks};
 use stoa_benches::modes::Mode;
 use stoa_benches::suite::{Suite, select};
-use stoa_benches::{Error, child, fill, hot, processes, touch};
+use stoa_benches::{Error, child, fill, hot, processes, remote, touch};
 use stoa_figures::{Document, plot, tables};
 use stoa_layout::Form;
 
@@ -70,6 +70,9 @@ enum State {
     Processes,
     /// What filling the cache costs.
     Fill,
+    /// Parquet in an object store whose answers come late, and Stoa out of another process's memory;
+    /// modes with @BUDGET and the memory table are left out.
+    Remote,
 }
 
 /// Every mode's hot times are written as `OUTPUT.<mode>.json` in dfbench's format, so that its
@@ -115,6 +118,9 @@ struct RunArguments {
     /// Row groups of each table that the state `fill` takes.
     #[arg(long, default_value_t = 8)]
     row_groups: usize,
+    /// By how much the object store of the state `remote` delays every answer; whole milliseconds.
+    #[arg(long, default_value = "20ms", value_parser = humantime::parse_duration)]
+    origin_delay: Duration,
     /// Where caches lie: a tmpfs.
     #[arg(long, default_value = "/dev/shm")]
     cache_root: PathBuf,
@@ -233,6 +239,21 @@ async fn run(arguments: &RunArguments) -> Result<(), Error> {
                         plan.cache_root,
                     )?;
                     document.fill.insert(form.to_string(), found);
+                }
+            }
+            State::Remote => {
+                let delay_ms = u64::try_from(arguments.origin_delay.as_millis())?;
+                let one_at_a_time = arguments.one_at_a_time;
+                let found =
+                    remote::measure(plan, &arguments.modes, one_at_a_time, delay_ms).await?;
+                document.summarize_remote(
+                    delay_ms,
+                    &found.times,
+                    &found.sources,
+                    &found.worker_bytes,
+                );
+                for (mode, chunks) in document.remote.iter().flat_map(|remote| remote.missed()) {
+                    eprintln!("{mode}: {chunks} chunks came from the origin, expected none");
                 }
             }
         }

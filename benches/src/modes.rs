@@ -23,7 +23,7 @@ use crate::suite::Data;
 const UNLIMITED_BYTES: u64 = 20 << 30;
 
 /// How long a table may take to load.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(3600);
+pub(crate) const LOAD_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// A way of reading the tables, by its name: `parquet`, `parquet-pushdown`, `memtable`, or
 /// `stoa-FORM`, with `-pushdown` for the session's `pushdown_filters`, and with `@BUDGET` for as
@@ -66,8 +66,27 @@ impl Mode {
         matches!(self, Mode::Stoa { .. })
     }
 
-    /// The shared memory that the mode may take for these data.
-    fn capacity_bytes(&self, data: &Data) -> u64 {
+    /// What layouts ask for; none without the cache.
+    pub fn form(&self) -> Option<&str> {
+        match self {
+            Mode::Stoa { form, .. } => Some(form),
+            Mode::Parquet { .. } | Mode::Memtable => None,
+        }
+    }
+
+    /// Whether it may take less shared memory than everything needs.
+    pub fn has_budget(&self) -> bool {
+        matches!(
+            self,
+            Mode::Stoa {
+                budget: Some(_),
+                ..
+            }
+        )
+    }
+
+    /// The shared memory that the mode may take for these data, in bytes.
+    pub fn capacity_bytes(&self, data: &Data) -> u64 {
         match self {
             Mode::Stoa {
                 budget: Some(budget),
@@ -136,13 +155,17 @@ pub fn session(mode: &Mode, partitions: usize) -> SessionContext {
     SessionContext::new_with_config(config)
 }
 
-/// Registers the tables as plain Parquet.
+/// Registers the tables as plain Parquet: a directory each below `root`, which is a path or a URL.
 ///
 /// # Errors
 /// If the files cannot be read.
-pub async fn register_parquet(session: &SessionContext, data: &Data) -> Result<(), Error> {
+pub async fn register_parquet(
+    session: &SessionContext,
+    data: &Data,
+    root: &str,
+) -> Result<(), Error> {
     for table in &data.tables {
-        let path = format!("{}/", data.directory.join(table).display());
+        let path = format!("{root}/{table}/");
         session
             .register_parquet(table, path, ParquetReadOptions::default())
             .await?;
@@ -184,6 +207,25 @@ pub async fn run(
     Ok((answer, start.elapsed()))
 }
 
+/// The layouts of all tables in a mode's form; their files lie below `root`, a directory for each
+/// table.
+///
+/// # Errors
+/// If the mode has no form, or the form is not known.
+pub fn documents(mode: &Mode, data: &Data, root: &str) -> Result<Vec<LayoutDocument>, Error> {
+    let form = mode.form().ok_or_else(|| format!("{mode} loads nothing"))?;
+    let form: FormChoice = form.parse()?;
+    let mut documents = vec![];
+    for table in &data.tables {
+        let name = TableName::new(data.suite.name(), table)?;
+        let location = format!("{root}/{table}/");
+        let mut document = LayoutDocument::new(name, LayoutVersion::FIRST, location);
+        document.form = form;
+        documents.push(document);
+    }
+    Ok(documents)
+}
+
 /// A cache that this process runs in a directory of its own, and removes.
 pub struct Cache {
     embedded: Embedded,
@@ -216,18 +258,9 @@ impl Cache {
     /// # Errors
     /// If a table cannot be loaded, or the form is not known.
     pub async fn load(&self, mode: &Mode, data: &Data) -> Result<(), Error> {
-        let Mode::Stoa { form, .. } = mode else {
-            return Err(format!("{mode} loads nothing").into());
-        };
-        let form: FormChoice = form.parse()?;
-        let mut documents = vec![];
-        for table in &data.tables {
-            let name = TableName::new(data.suite.name(), table)?;
-            let location = format!("{}/", data.directory.join(table).display());
-            let mut document = LayoutDocument::new(name, LayoutVersion::FIRST, location);
-            document.form = form;
-            self.embedded.publish(&document).await?;
-            documents.push(document);
+        let documents = documents(mode, data, &data.root())?;
+        for document in &documents {
+            self.embedded.publish(document).await?;
         }
         let mut states = self
             .embedded
@@ -312,7 +345,7 @@ impl Running {
         };
         let start = Instant::now();
         match mode {
-            Mode::Parquet { .. } => register_parquet(&running.session, data).await?,
+            Mode::Parquet { .. } => register_parquet(&running.session, data, &data.root()).await?,
             Mode::Memtable => {
                 running.decode(data).await?;
                 running.load_seconds = start.elapsed().as_secs_f64();
@@ -343,7 +376,7 @@ impl Running {
 
     async fn decode(&mut self, data: &Data) -> Result<(), Error> {
         let source = SessionContext::new_with_config(self.session.copied_config());
-        register_parquet(&source, data).await?;
+        register_parquet(&source, data, &data.root()).await?;
         let partitions = self.session.copied_config().target_partitions();
         let mut seen = HashSet::new();
         self.bytes = 0;
@@ -363,12 +396,9 @@ impl Running {
         Ok(())
     }
 
-    /// Runs one query to its end; its answer and the time it took, planning included.
-    ///
-    /// # Errors
-    /// What the query fails with.
-    pub async fn run(&self, sql: &str) -> Result<(Vec<RecordBatch>, Duration), Error> {
-        run(&self.session, sql).await
+    /// The session, to be asked.
+    pub fn session(&self) -> &SessionContext {
+        &self.session
     }
 
     /// The cache, in modes that have one.

@@ -55,6 +55,13 @@ pub struct Data {
     pub bytes: u64,
 }
 
+impl Data {
+    /// What the tables' directories lie below.
+    pub fn root(&self) -> String {
+        self.directory.display().to_string()
+    }
+}
+
 impl Suite {
     /// As on the command line and in results; the schema of its tables too.
     pub fn name(self) -> &'static str {

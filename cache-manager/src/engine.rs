@@ -42,6 +42,11 @@ pub(crate) struct Slot {
     pub(crate) resolve_again: Option<Instant>,
     pub(crate) look_due: Option<Instant>,
     pub(crate) looking: bool,
+    /// The target that is carried out as far as can be, if the look that is due finds no other
+    /// files.
+    pub(crate) after_look: Option<PlanTarget>,
+    /// Why its catalog is not published.
+    pub(crate) unshown: Option<String>,
     /// Why the last look failed.
     pub(crate) look_error: Option<String>,
     /// The target that the counts of kept and fetched chunks belong to.
@@ -85,6 +90,8 @@ pub(crate) struct Engine {
     pub(crate) loading: bool,
     /// Whether a pass is deciding what it loads.
     pub(crate) preparing: bool,
+    /// How often in a row a pass was decided again for sizes that came to be known.
+    pub(crate) decided_again: u32,
     /// What the last pass could hold in all, if it left something out for want of room.
     pub(crate) short_of: Option<u64>,
     pub(crate) memory: MemoryReport,
@@ -121,6 +128,7 @@ impl Engine {
             seen_plans: false,
             loading: false,
             preparing: false,
+            decided_again: 0,
             short_of: None,
             memory: MemoryReport::default(),
             next_reclaim: now + shared.settings.reclaim_interval,
@@ -343,6 +351,7 @@ impl Engine {
         if self.next_reclaim_due() <= now {
             self.next_reclaim = now + self.shared.settings.reclaim_interval;
             if self.has_more_room().await {
+                self.decided_again = 0;
                 flow = self.wants_pass();
             }
         }

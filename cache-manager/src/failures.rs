@@ -102,6 +102,12 @@ impl Failures {
             .min()
     }
 
+    /// Whether a chunk failed and is tried again when some time has passed.
+    pub fn is_retried(&self, key: &ChunkKey) -> bool {
+        let failure = self.chunks.get(key);
+        failure.is_some_and(|failure| failure.not_before.is_some())
+    }
+
     /// Why a chunk failed.
     pub fn reason(&self, key: &ChunkKey) -> Option<&str> {
         self.chunks.get(key).map(|failure| failure.reason.as_str())
@@ -145,8 +151,9 @@ mod tests {
         assert_eq!(failures.blocked(now).count(), 1);
         assert_eq!(failures.blocked(now + Duration::from_secs(3)).count(), 1);
         assert_eq!(failures.blocked(now + Duration::from_secs(4)).count(), 0);
+        assert!(failures.is_retried(&key()));
         failures.forget(&key());
-        assert!(failures.is_empty());
+        assert!(failures.is_empty() && !failures.is_retried(&key()));
     }
 
     #[test]
@@ -157,6 +164,7 @@ mod tests {
         assert_eq!(failures.next_retry(), None);
         assert_eq!(failures.blocked(now + Duration::from_secs(3600)).count(), 1);
         assert_eq!(failures.reason(&key()), Some("changed"));
+        assert!(!failures.is_retried(&key()), "not by itself");
         failures.retain(|_| false);
         assert_eq!(failures.len(), 0);
     }

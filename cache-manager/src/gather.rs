@@ -8,8 +8,7 @@
 //! ```
 //!
 //! Who goes before whom follows from the chunk and the ids of the workers that the plan gives it to,
-//! so all of them agree without asking, and nobody waits in a circle. Whoever loads a chunk is
-//! waited for as long as it gets further. Where to is decided by [`route`], which is pure.
+//! so all of them agree without asking. Where to is decided by [`route`], which is pure.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,19 +19,19 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
 use stoa_layout::TableCatalog;
+use stoa_shm::ChunkLocation;
 use stoa_shm::holdings::{LOCATE_CHUNKS_MAX, LocateReply, Standing};
-use stoa_shm::{ChunkKey, ChunkLocation};
 use stoa_transfer::{Block, ErrorKind, Read, SegmentKey};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use twox_hash::XxHash3_64;
 
 use crate::batch::{Batch, batches};
 use crate::decode::EncodedChunk;
 use crate::diff::{Want, form_tag};
 use crate::fill::{FromPeer, Loaded, OriginQueue, Shared};
 use crate::peers::{Peer, Peers};
-use crate::resolve::Rivals;
+use crate::resolve::{Rival, Rivals};
+use crate::route::{Answer, Place, Route, Turns, rank, route};
 
 /// How long what is waited for is left before it is asked for again.
 const WAIT_PAUSE: Duration = Duration::from_millis(100);
@@ -40,7 +39,7 @@ const WAIT_PAUSE: Duration = Duration::from_millis(100);
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(2);
 /// For so long after a load began, a worker that the plan names may not have seen that plan yet.
 const PLAN_GRACE: Duration = Duration::from_secs(2);
-/// A worker that is waited for may stand still for so many deadlines.
+/// A worker whose turn it is may stand still for so many deadlines.
 const STALL_DEADLINES: u32 = 3;
 /// A peer that failed so often in a row is left out of this load.
 const FAILURES_MAX: u32 = 3;
@@ -60,69 +59,6 @@ pub(crate) struct PeerFill {
     pub(crate) peers: Arc<Peers>,
     /// By table, as in the wants.
     pub(crate) rivals: Vec<Arc<Rivals>>,
-}
-
-/// What is known of one chunk at one peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Answer {
-    standing: Standing,
-    /// Whether what is absent may yet come.
-    may_come: bool,
-    /// Whether that peer loads the chunk rather than this worker, if both want it.
-    precedes: bool,
-    /// Whether the peer is asked no more, for this chunk or at all.
-    is_out: bool,
-    /// Bytes that it has been asked for so far.
-    asked_bytes: u64,
-}
-
-/// Where a chunk is to be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
-    /// From that one of the answers.
-    Peer(usize, ChunkLocation),
-    /// Somebody loads it: ask again.
-    Wait,
-    Origin,
-}
-
-/// Decides where a chunk is to be had that is wanted in this form: from the holder that was asked
-/// for least, else from whoever goes before us and will have it, else from the origin.
-fn route(form: u8, answers: &[Answer]) -> Route {
-    let held = answers
-        .iter()
-        .enumerate()
-        .filter_map(|(at, answer)| match answer.standing {
-            Standing::Held(location) if location.form == form && !answer.is_out => {
-                Some((answer.asked_bytes, at, location))
-            }
-            _ => None,
-        });
-    if let Some((_, at, location)) = held.min_by_key(|(asked, at, _)| (*asked, *at)) {
-        return Route::Peer(at, location);
-    }
-    let is_waited_for = |answer: &Answer| {
-        let comes = match answer.standing {
-            Standing::Loading => true,
-            Standing::Absent => answer.may_come,
-            // In another form: it is ours to make.
-            Standing::Held(_) => false,
-        };
-        answer.precedes && comes && !answer.is_out
-    };
-    match answers.iter().any(is_waited_for) {
-        true => Route::Wait,
-        false => Route::Origin,
-    }
-}
-
-/// A worker's standing for a row group; the higher loads it. Row groups rather than chunks, so that
-/// neighbouring columns stay one request to the origin.
-fn precedence(key: &ChunkKey, worker: &str) -> u64 {
-    let mut place = [0u8; 12];
-    place[..8].copy_from_slice(&XxHash3_64::oneshot(&key.file).to_le_bytes());
-    place[8..].copy_from_slice(&key.row_group.to_le_bytes());
-    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&place), worker.as_bytes())
 }
 
 /// A peer during one load.
@@ -167,6 +103,7 @@ struct Gathering {
     moved: HashSet<(usize, usize)>,
     /// What is not on its way yet, in the order of the wants.
     open: Vec<usize>,
+    turns: Turns,
     began: Instant,
     results: mpsc::Sender<Loaded>,
 }
@@ -193,6 +130,7 @@ pub(crate) async fn gather(
                 refused: HashMap::new(),
                 moved: HashSet::new(),
                 open: fetch,
+                turns: Turns::default(),
                 began: Instant::now(),
                 results,
             };
@@ -245,8 +183,8 @@ impl Known {
         }
     }
 
-    /// Takes notice of how far it is; whoever stands still for long is not waited for.
-    fn observe(&mut self, reply: &LocateReply, patience: Duration) {
+    /// Takes notice of how far it is.
+    fn observe(&mut self, reply: &LocateReply) {
         self.failed_calls = 0;
         self.incarnation = reply.incarnation;
         self.unsettled = reply.unsettled;
@@ -254,7 +192,6 @@ impl Known {
             self.progress = reply.progress;
             self.progressed = Instant::now();
         }
-        self.unsettled &= self.progressed.elapsed() < patience;
     }
 }
 
@@ -311,10 +248,10 @@ impl Gathering {
         self.peers.deadline * STALL_DEADLINES
     }
 
-    fn rivals_of(&self, want: &Want) -> impl Iterator<Item = &String> {
+    /// Who else is to hold a chunk, by each of the tables that want it.
+    fn rivals_of(&self, want: &Want) -> impl Iterator<Item = &Rival> {
         let tables = std::iter::once(&want.table).chain(&want.also);
-        let sets = tables.filter_map(|table| self.rivals.get(*table)?.get(&want.key));
-        sets.flat_map(|set| set.iter())
+        tables.filter_map(|table| self.rivals.get(*table)?.get(&want.key))
     }
 
     /// Where each of the chunks is at each peer; `None` for peers that did not say.
@@ -348,11 +285,10 @@ impl Gathering {
             }
         });
         let replies = join_all(replies).await;
-        let patience = self.patience();
         let take = |(known, reply): (&mut Known, Option<Option<Vec<LocateReply>>>)| match reply? {
             Some(parts) => {
                 let last = parts.last()?;
-                known.observe(last, patience);
+                known.observe(last);
                 let standings = parts.into_iter().flat_map(|part| part.standings);
                 Some(standings.collect())
             }
@@ -372,38 +308,41 @@ impl Gathering {
     ) -> (Vec<Pull>, Vec<usize>) {
         let wants = Arc::clone(&self.shared.context.wants);
         let young = self.began.elapsed() < PLAN_GRACE;
-        let patience = self.patience();
+        let (patience, now) = (self.patience(), Instant::now());
         let mut pulls: HashMap<(usize, usize), Vec<(usize, ChunkLocation)>> = HashMap::new();
         let mut for_origin = Vec::new();
         let mut settled: HashSet<usize> = HashSet::new();
         for (position, &at) in asked.iter().enumerate() {
             let want = &wants[at];
-            let rivals: Vec<&String> = self.rivals_of(want).collect();
-            let own = (
-                precedence(&want.key, &self.peers.me),
-                self.peers.me.as_str(),
-            );
+            let rivals: Vec<&Rival> = self.rivals_of(want).collect();
+            let place = Place::of(&want.key);
+            let goes_first = rivals.iter().any(|rival| rival.first.is_none());
+            let own = rank(place, &self.peers.me, goes_first);
             let refused = self.refused.get(&at);
-            let answer = |(number, known): (usize, &Known)| {
-                let id = &known.peer.address.id;
-                let is_rival = rivals.contains(&id);
-                let said = standings[number].as_ref().map(|said| said[position]);
-                let stands_still = known.progressed.elapsed() >= patience;
-                Answer {
-                    // Who did not say is asked again, until it is out.
-                    standing: match said {
-                        Some(Standing::Loading) if stands_still => Standing::Absent,
-                        said => said.unwrap_or(Standing::Absent),
-                    },
-                    may_come: said.is_none() || known.unsettled || young,
-                    precedes: is_rival && (precedence(&want.key, id), id.as_str()) > own,
-                    is_out: known.is_out || refused.is_some_and(|by| by.contains(&number)),
-                    asked_bytes: known.asked_bytes,
+            let known = self.known.iter().enumerate();
+            let answers: Vec<Answer<'_>> = known
+                .map(|(number, known)| {
+                    let id = &known.peer.address.id;
+                    let said = standings[number].as_ref().map(|said| said[position]);
+                    let is_rival = rivals.iter().any(|rival| rival.others.contains(id));
+                    let goes_first = rivals.iter().any(|rival| rival.is_first(id));
+                    Answer {
+                        // Who did not say is asked again, until it is out.
+                        standing: said.unwrap_or(Standing::Absent),
+                        may_come: said.is_none() || known.unsettled || young,
+                        rank: is_rival.then(|| rank(place, id, goes_first)),
+                        is_out: known.is_out || refused.is_some_and(|by| by.contains(&number)),
+                        progressed: known.progressed,
+                        asked_bytes: known.asked_bytes,
+                    }
+                })
+                .collect();
+            let form = form_tag(want.form);
+            match route(form, own, place, &answers, &self.turns, patience, now) {
+                Route::Wait(number) => {
+                    self.turns.begin(place, number, now);
+                    continue;
                 }
-            };
-            let answers: Vec<Answer> = self.known.iter().enumerate().map(answer).collect();
-            match route(form_tag(want.form), &answers) {
-                Route::Wait => continue,
                 Route::Origin => for_origin.push(at),
                 Route::Peer(number, location) => {
                     self.known[number].asked_bytes += location.length;
@@ -595,104 +534,15 @@ mod tests {
 
     use super::*;
 
-    fn held(form: u8, length: u64) -> Standing {
-        Standing::Held(ChunkLocation {
+    #[test]
+    fn what_is_read_in_one_go_is_bounded() {
+        let location = |length| ChunkLocation {
             segment: SegmentId(1),
             offset: 64,
             length,
-            form,
+            form: 1,
             checksum: 0,
             rows: 1,
-        })
-    }
-
-    fn answer(standing: Standing) -> Answer {
-        Answer {
-            standing,
-            may_come: false,
-            precedes: true,
-            is_out: false,
-            asked_bytes: 0,
-        }
-    }
-
-    #[test]
-    fn a_holder_is_better_than_waiting_and_waiting_better_than_the_origin() {
-        let (loading, absent) = (answer(Standing::Loading), answer(Standing::Absent));
-        let holder = answer(held(1, 10));
-        let is_from =
-            |route: Route, expected: usize| matches!(route, Route::Peer(at, _) if at == expected);
-        assert!(is_from(route(1, &[loading, holder]), 1));
-        assert_eq!(route(1, &[absent, loading]), Route::Wait);
-        assert_eq!(route(1, &[absent]), Route::Origin);
-        assert_eq!(route(1, &[]), Route::Origin);
-        // The holder that was asked for less.
-        let busy = Answer {
-            asked_bytes: 5,
-            ..holder
-        };
-        assert!(is_from(route(1, &[busy, holder]), 1));
-        // Another form is no use, and nobody waits for it to change.
-        assert_eq!(route(2, &[holder]), Route::Origin);
-        let out = |answer: Answer| Answer {
-            is_out: true,
-            ..answer
-        };
-        assert_eq!(route(1, &[out(holder), out(loading)]), Route::Origin);
-    }
-
-    #[test]
-    fn only_who_goes_before_is_waited_for() {
-        let behind = |standing| Answer {
-            precedes: false,
-            may_come: true,
-            ..answer(standing)
-        };
-        assert_eq!(
-            route(1, &[behind(Standing::Loading), behind(Standing::Absent)]),
-            Route::Origin
-        );
-        // But what it holds is taken all the same.
-        assert!(matches!(route(1, &[behind(held(1, 1))]), Route::Peer(0, _)));
-        // Before us, and perhaps not aware of the plan yet.
-        let unaware = Answer {
-            may_come: true,
-            ..answer(Standing::Absent)
-        };
-        assert_eq!(route(1, &[unaware]), Route::Wait);
-    }
-
-    /// Of any workers that want a chunk exactly one waits for nobody; each goes first for about its
-    /// share, and whole row groups go together.
-    #[test]
-    fn workers_agree_on_who_loads_what() {
-        let ids = ["a", "b", "c", "d"];
-        let mut firsts = [0; 4];
-        for row_group in 0..4000 {
-            let key = |column| ChunkKey {
-                file: Arc::from(&b"file"[..]),
-                row_group,
-                column,
-            };
-            let first = |column| {
-                (0..4)
-                    .max_by_key(|at| precedence(&key(column), ids[*at]))
-                    .unwrap()
-            };
-            assert_eq!(first(0), first(7));
-            firsts[first(0)] += 1;
-        }
-        assert!(
-            firsts.iter().all(|firsts| (850..1150).contains(firsts)),
-            "{firsts:?}"
-        );
-    }
-
-    #[test]
-    fn what_is_read_in_one_go_is_bounded() {
-        let location = |length| match held(1, length) {
-            Standing::Held(location) => location,
-            _ => unreachable!(),
         };
         let small: Vec<_> = (0..600).map(|at| (at, location(10))).collect();
         let sizes: Vec<usize> = in_goes(small).iter().map(Vec::len).collect();

@@ -36,6 +36,7 @@ mod prepare;
 mod registration;
 mod report;
 mod resolve;
+mod route;
 mod service;
 mod settings;
 mod shared;

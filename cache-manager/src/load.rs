@@ -200,15 +200,11 @@ impl Engine {
                 }
                 Stored::NoRoom => {
                     // Larger than estimated: now it is known, and the next pass decides with that.
+                    tracing::debug!(chunk = %want.key.readable(), bytes, "no room for a chunk");
                     self.known.sizes.insert(want.key.clone(), bytes);
-                    fail(
-                        &mut self.failures,
-                        pass,
-                        at,
-                        want.clone(),
-                        Remedy::Retry,
-                        NO_ROOM.to_owned(),
-                    );
+                    self.failures.forget(&want.key);
+                    pass.tally.left_out(want, at, NO_ROOM);
+                    pass.overflowed = true;
                 }
             }
         }

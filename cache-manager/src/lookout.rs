@@ -75,6 +75,7 @@ impl Engine {
                 slot.resolved = Some(resolved);
                 // Somebody asked anew: what failed for good before gets another chance.
                 self.failures.clear();
+                self.decided_again = 0;
                 if look_at_once {
                     self.look(table);
                 }
@@ -112,11 +113,12 @@ impl Engine {
         let target = resolved.target;
         let (planned, others) = (Arc::clone(&resolved.planned), Arc::clone(&resolved.others));
         let (origin, table) = (self.sources.origin.clone(), table.to_owned());
+        let worker = self.sources.worker.clone();
         self.events.jobs.spawn(async move {
             let at_unix_ms = unix_ms();
             let result = match catalog.refresh(&origin, at_unix_ms).await {
                 Ok(None) => Ok(None),
-                Ok(Some(newer)) => resolved_with(target, planned, others, Arc::new(newer))
+                Ok(Some(newer)) => resolved_with(&worker, target, planned, others, Arc::new(newer))
                     .await
                     .map(Some),
                 Err(error) => Err(error.to_string()),
@@ -144,6 +146,7 @@ impl Engine {
         slot.look_due = freshness.map(|freshness| Instant::now() + freshness);
         let mut flow = Flow::Continue;
         let mut changed = Ok(false);
+        let carried_out = slot.after_look.take();
         match result {
             Ok(newer) => {
                 slot.look_error = None;
@@ -158,12 +161,16 @@ impl Engine {
                     tracing::info!(table, "the table's files have changed");
                     slot.resolved = Some(newer);
                     changed = Ok(true);
+                    self.decided_again = 0;
                     flow = self.wants_pass();
+                } else if carried_out.is_some() {
+                    slot.state.current = carried_out;
                 }
             }
             Err(error) => {
                 tracing::warn!(table, error, "the table's files cannot be looked at");
                 slot.look_error = Some(error.clone());
+                slot.state.current = carried_out.or(slot.state.current);
                 changed = Err(error);
             }
         }

@@ -28,6 +28,11 @@ use crate::tally::Tally;
 
 pub(crate) const NO_ROOM: &str =
     "no room: raise cache.size, or cache less; what is most wanted is held";
+const NO_ROOM_FOR_CATALOG: &str =
+    "no room for its catalog, so that queries see nothing of it; raise cache.size";
+/// So often in a row a pass is decided again because chunks turned out larger than estimated. The
+/// first time nearly all sizes are known; what still has no room then is left out.
+const DECIDED_AGAIN_MAX: u32 = 3;
 
 /// A table of the pass.
 pub(crate) struct Table {
@@ -62,6 +67,8 @@ pub(crate) struct Pass {
     pub(crate) fetching: HashMap<ChunkKey, usize>,
     /// Tables whose files turned out to have changed.
     pub(crate) changed: HashSet<usize>,
+    /// Whether a chunk that was fetched had no room after all.
+    pub(crate) overflowed: bool,
 }
 
 impl Engine {
@@ -245,14 +252,31 @@ impl Engine {
         self.shared.problem("catalogs", problem);
         let fetched = !pass.decision.fetch.is_empty();
         let mut short = !pass.decision.left_out.is_empty() || !unwritten.is_empty();
+        // With the sizes that are known now, what is wanted less makes room for what is wanted more.
+        let learned = pass.overflowed || fetched && !unwritten.is_empty();
+        let again = learned && self.decided_again < DECIDED_AGAIN_MAX;
+        if again {
+            self.decided_again += 1;
+            self.wants_pass();
+        } else if !learned {
+            self.decided_again = 0;
+        }
+        let retried = self.retried(pass);
         for (at, table) in pass.tables.iter().enumerate() {
             let tally = pass.tally.table(at);
             short |= tally.left_out > 0;
             let Some(slot) = self.slots.get_mut(&table.name) else {
                 continue;
             };
-            if tally.is_complete() && !unwritten.contains(&table.catalog_name) {
+            let shown = !unwritten.contains(&table.catalog_name);
+            slot.unshown = (!shown).then(|| NO_ROOM_FOR_CATALOG.to_owned());
+            // What is left out for good does not keep the plan from being carried out.
+            let all_it_can = tally.is_settled() && !retried.contains(&at) && !again;
+            slot.after_look = None;
+            if tally.is_complete() && shown || all_it_can && !pass.changed.contains(&at) {
                 slot.state.current = Some(table.target);
+            } else if all_it_can {
+                slot.after_look = Some(table.target);
             }
         }
         self.short_of = short.then_some(pass.room_bytes);
@@ -266,6 +290,18 @@ impl Engine {
             );
         }
         Ok(())
+    }
+
+    /// The tables that chunks are missing of which are tried again by and by.
+    fn retried(&self, pass: &Pass) -> HashSet<usize> {
+        if self.failures.is_empty() {
+            return HashSet::new();
+        }
+        let wants = pass.wants.iter();
+        let retried = wants.filter(|want| self.failures.is_retried(&want.key));
+        retried
+            .flat_map(|want| std::iter::once(want.table).chain(want.also.iter().copied()))
+            .collect()
     }
 
     /// Takes notice of a new generation.

@@ -124,6 +124,10 @@ impl Engine {
             wants.iter().map(|want| &want.key).collect()
         };
         self.failures.retain(|key| wanted.contains(key));
+        // Room is what these wait for now, not time.
+        for at in &decision.left_out {
+            self.failures.forget(&wants[*at].key);
+        }
         add(
             &self.shared.counters.chunks_kept,
             decision.keep.len() as u64,
@@ -149,6 +153,7 @@ impl Engine {
             jitter: jitter(),
             fetching,
             changed: HashSet::new(),
+            overflowed: false,
         })
     }
 

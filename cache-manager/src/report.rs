@@ -18,7 +18,9 @@ impl Engine {
         for (table, slot) in &self.slots {
             // A look may bring what was left out for an object that has changed.
             busy |= slot.resolving || slot.looking && slot.state.left_out.chunks > 0;
-            degraded |= slot.state.error.is_some() || slot.state.left_out.chunks > 0;
+            degraded |= slot.state.error.is_some()
+                || slot.unshown.is_some()
+                || slot.state.left_out.chunks > 0;
             if let Some(error) = &slot.state.error {
                 failed.push(format!("{table}: {error}"));
             }
@@ -48,6 +50,7 @@ impl Engine {
             let resolved = slot.resolved.as_ref();
             let state = TableState {
                 files: resolved.map_or_else(String::new, |resolved| resolved.files.clone()),
+                error: slot.state.error.clone().or_else(|| slot.unshown.clone()),
                 ..slot.state.clone()
             };
             tables.insert(table.clone(), state);

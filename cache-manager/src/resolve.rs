@@ -13,6 +13,7 @@ use stoa_shm::ChunkKey;
 
 use crate::diff::Want;
 use crate::peers::Peers;
+use crate::route::{Place, shares};
 
 /// A worker's part of a plan, parsed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,7 +59,24 @@ impl PlannedChunks {
 }
 
 /// Other workers that are to hold the same chunks by the same plan.
-pub(crate) type Rivals = HashMap<ChunkKey, Arc<[String]>>;
+pub(crate) type Rivals = HashMap<ChunkKey, Rival>;
+
+/// Who else is to hold a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rival {
+    pub(crate) others: Arc<[String]>,
+    /// Which of them is the first to load it; `None` if this worker is.
+    pub(crate) first: Option<u32>,
+}
+
+impl Rival {
+    /// Whether that one of the others is the first.
+    pub(crate) fn is_first(&self, worker: &str) -> bool {
+        self.first
+            .and_then(|first| self.others.get(first as usize))
+            .is_some_and(|first| first == worker)
+    }
+}
 
 /// What a worker is to hold of a table.
 #[derive(Clone, Debug)]
@@ -139,7 +157,7 @@ impl Sources {
                     .await?,
             ),
         };
-        resolved_with(target, planned, others, catalog).await
+        resolved_with(&self.worker, target, planned, others, catalog).await
     }
 
     /// The parts of the other workers, where chunks are planned more than once and somebody can be
@@ -255,18 +273,19 @@ fn reuse(document: &LayoutDocument, known: Option<&TableCatalog>, snapshot_only:
     }
 }
 
-/// Puts plan and catalog together.
+/// Puts plan and catalog together, for the worker of this id.
 pub(crate) async fn resolved_with(
+    worker: &str,
     target: PlanTarget,
     planned: Arc<PlannedChunks>,
     others: Arc<Others>,
     catalog: Arc<TableCatalog>,
 ) -> Result<Resolved, String> {
     let (of_plan, of_catalog) = (Arc::clone(&planned), Arc::clone(&catalog));
-    let of_others = Arc::clone(&others);
+    let (of_others, me) = (Arc::clone(&others), worker.to_owned());
     let matched = tokio::task::spawn_blocking(move || {
         let (wants, missing) = find_chunks(&of_plan, &of_catalog);
-        let rivals = find_rivals(&wants, &of_others, &of_catalog);
+        let rivals = find_rivals(&me, &wants, &of_others, &of_catalog);
         (wants, missing, rivals, of_catalog.files_digest())
     });
     let (wants, missing, rivals, files) = matched
@@ -316,17 +335,6 @@ pub(crate) fn find_chunks(
             Some((at as u32, Arc::from(catalog.files[at].identity.to_key())))
         })
         .collect();
-    // Estimates only: a layout that cannot be expanded is the coordinator's to report.
-    let estimates: HashMap<(ChunkRef, Form), (u64, u64)> = stoa_layout::wanted(catalog)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|wanted| {
-            (
-                (wanted.chunk, wanted.form),
-                (wanted.bytes, wanted.compressed_bytes),
-            )
-        })
-        .collect();
     let mut wants = Vec::with_capacity(planned.chunks.len());
     let mut missing: Option<(u64, String)> = None;
     let mut miss = |reason: String| missing.get_or_insert((0, reason)).0 += 1;
@@ -338,23 +346,21 @@ pub(crate) fn find_chunks(
             });
             continue;
         };
-        let ranges = match catalog.files[*at as usize].chunk_ranges(*row_group, *column) {
-            Ok(ranges) => ranges,
-            Err(error) => {
-                miss(error.to_string());
-                continue;
-            }
-        };
-        let chunk = ChunkRef {
-            file: *at,
-            row_group: *row_group,
-            column: *column,
-        };
-        let compressed: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        let (bytes, compressed_bytes) = estimates
-            .get(&(chunk, *form))
-            .copied()
-            .unwrap_or_else(|| (guess(catalog, chunk, *form, compressed), compressed));
+        if let Err(error) = catalog.files[*at as usize].chunk_ranges(*row_group, *column) {
+            miss(error.to_string());
+            continue;
+        }
+        // In the form that the plan names, which the coordinator chose by a budget that is not known
+        // here.
+        let bytes = stoa_layout::chunk_bytes(
+            catalog,
+            ChunkRef {
+                file: *at,
+                row_group: *row_group,
+                column: *column,
+            },
+        )
+        .unwrap_or_default();
         wants.push(Want {
             key: ChunkKey {
                 file: Arc::clone(key),
@@ -365,15 +371,15 @@ pub(crate) fn find_chunks(
             also: vec![],
             file: *at,
             form: *form,
-            bytes,
-            compressed_bytes,
+            bytes: bytes.of(*form),
+            compressed_bytes: bytes.parquet,
         });
     }
     (wants, missing)
 }
 
 /// Who else is to hold the wanted chunks; files are found by their paths, as in [`find_chunks`].
-fn find_rivals(wants: &[Want], others: &Others, catalog: &TableCatalog) -> Rivals {
+fn find_rivals(me: &str, wants: &[Want], others: &Others, catalog: &TableCatalog) -> Rivals {
     if others.is_empty() {
         return Rivals::new();
     }
@@ -409,41 +415,40 @@ fn find_rivals(wants: &[Want], others: &Others, catalog: &TableCatalog) -> Rival
         }
     }
     // There are few different sets of workers, and many chunks.
-    let mut sets: HashMap<Vec<u32>, Arc<[String]>> = HashMap::new();
-    let named = |set: &Vec<u32>| {
-        set.iter()
-            .map(|at| others[*at as usize].0.clone())
-            .collect()
-    };
+    let mut sets: HashMap<&[u32], HashMap<Place, u64>> = HashMap::new();
+    for want in wants {
+        if let Some(set) = holders.get(&want.key).filter(|set| !set.is_empty()) {
+            let places = sets.entry(set).or_default();
+            *places.entry(Place::of(&want.key)).or_default() += want.compressed_bytes;
+        }
+    }
+    let shared = sets.into_iter().map(|(set, places)| {
+        let named = set.iter().map(|at| others[*at as usize].0.clone());
+        let named: Arc<[String]> = named.collect();
+        // All members of the set number themselves in the same way.
+        let mut members: Vec<(&str, Option<u32>)> = vec![(me, None)];
+        members.extend(
+            (0..)
+                .zip(named.iter())
+                .map(|(at, id)| (id.as_str(), Some(at))),
+        );
+        members.sort_unstable();
+        let members: Vec<Option<u32>> = members.into_iter().map(|(_, at)| at).collect();
+        let firsts = shares(&places, members.len() as u32);
+        (set, (named, members, firsts))
+    });
+    let shared: HashMap<&[u32], _> = shared.collect();
     let mut rivals = Rivals::new();
-    for (key, set) in holders.into_iter().filter(|(_, set)| !set.is_empty()) {
-        let names = match sets.get(&set) {
-            Some(names) => Arc::clone(names),
-            None => Arc::clone(sets.entry(set.clone()).or_insert_with(|| named(&set))),
-        };
-        rivals.insert(key.clone(), names);
+    for (key, set) in &holders {
+        if let Some((named, members, firsts)) = shared.get(set.as_slice()) {
+            let rival = Rival {
+                others: Arc::clone(named),
+                first: members[firsts[&Place::of(key)] as usize],
+            };
+            rivals.insert((*key).clone(), rival);
+        }
     }
     rivals
-}
-
-/// A chunk's size where the layout gives no estimate.
-fn guess(catalog: &TableCatalog, chunk: ChunkRef, form: Form, compressed: u64) -> u64 {
-    if form == Form::Parquet {
-        return compressed;
-    }
-    let file = &catalog.files[chunk.file as usize];
-    let group = file.metadata.row_group(chunk.row_group as usize);
-    let leaves = file
-        .root(chunk.column)
-        .map_or(0..0, |root| root.leaf_range());
-    let plain: i64 = leaves
-        .map(|leaf| group.column(leaf).uncompressed_size())
-        .sum();
-    // Dictionaries unfold; twice the pages is the usual order.
-    u64::try_from(plain)
-        .unwrap_or(0)
-        .saturating_mul(2)
-        .max(compressed)
 }
 
 /// Whether a table's new catalog is published before its chunks are loaded, rather than with the

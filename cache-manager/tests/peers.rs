@@ -352,9 +352,9 @@ async fn a_worker_that_dies_in_a_load_costs_the_origin_little_more() {
     }
     let (bytes, table) = (fetched_bytes(&nodes), table_bytes(&catalog));
     println!("origin: {bytes} bytes for a table of {table}");
-    // Mostly one of the three takes over what the dead one had begun; at worst, when a busy machine
-    // lets all of them give up waiting at the same moment, each of them does.
-    assert!(bytes <= table * 2, "{bytes} of {table}");
+    // At worst all of the dead one's share is lost, a quarter and a row group at most, and one of
+    // the three loads it again.
+    assert!(bytes as f64 <= table as f64 * 1.3, "{bytes} of {table}");
     for node in &nodes[1..] {
         assert_all_cached(node, 9);
         until("the dead are forgotten", async || {

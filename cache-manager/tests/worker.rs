@@ -3,13 +3,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use stoa_cache_manager::WorkerSettings;
 use stoa_control::{ClientSettings, Listen, WorkerClient};
-use stoa_layout::TableName;
-use stoa_metastore::WorkerPhase;
+use stoa_layout::{Form, TableName};
+use stoa_metastore::{PlanNotes, WorkerPhase, WorkerPlan};
 use support::*;
 
 const CAPACITY: u64 = 64 << 20;
@@ -224,7 +226,7 @@ async fn what_fits_is_loaded_by_priority_and_the_rest_reported() {
         "{state:?}"
     );
     assert_eq!(state.chunks_done + state.left_out.chunks, 24);
-    assert_eq!(state.current, None);
+    assert_eq!(state.current, state.target, "it has done all it can");
     assert!(
         state
             .left_out
@@ -260,6 +262,86 @@ async fn what_fits_is_loaded_by_priority_and_the_rest_reported() {
     let before = world.origin.counters();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(world.origin.counters(), before);
+    worker.shutdown().await;
+}
+
+/// Text without any pattern, which the estimate of the packed form takes for compressible.
+fn noise(seed: u64) -> RecordBatch {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut text = move |_| -> String {
+        let next = |_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            char::from(b' ' + (state >> 32) as u8 % 95)
+        };
+        (0..32).map(next).collect()
+    };
+    let mut column = || Arc::new(StringArray::from_iter_values((0..ROWS).map(&mut text)));
+    let (first, second) = (column() as ArrayRef, column() as ArrayRef);
+    RecordBatch::try_from_iter([("first", first), ("second", second)]).unwrap()
+}
+
+/// By the estimates everything fits, so the plan gives the worker more than it can hold. It has to
+/// find that out, hold what is wanted most, say what it left out, and come to an end with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_larger_than_estimated_are_left_out_and_the_plan_is_carried_out() {
+    const FILES: usize = 3;
+    let mut world = World::new().await;
+    for file in 0..FILES {
+        let bytes = parquet(&noise(file as u64 + 1), ROW_GROUP);
+        world.put(&format!("numbers/{file}.parquet"), bytes).await;
+    }
+    let columns = ["first", "second"];
+    let catalog = world.publish_layout(TABLE, LOCATION, 1, &columns).await;
+    let wanted = stoa_layout::wanted(&catalog).unwrap();
+    let packed = |wanted: &stoa_layout::WantedChunk| {
+        let chunk = wanted.chunk;
+        let form = Form::Packed.to_string();
+        (chunk.file, chunk.row_group, chunk.column, form)
+    };
+    let files = catalog.files.iter();
+    let plan = WorkerPlan {
+        files: files
+            .map(|file| serde_json::to_value(&file.identity).unwrap())
+            .collect(),
+        chunks: wanted.iter().map(packed).collect(),
+    };
+    let sizes = wanted.iter();
+    let estimated: u64 = sizes
+        .map(|wanted| {
+            stoa_layout::chunk_bytes(&catalog, wanted.chunk)
+                .unwrap()
+                .packed
+        })
+        .sum();
+    let capacity = 3 << 20;
+    assert!(estimated < capacity * 2 / 3, "{estimated}");
+    let worker = world.start(world.settings(capacity)).await;
+    let parts = BTreeMap::from([(WORKER.to_owned(), plan)]);
+    let version = world
+        .write_plan(&catalog, &parts, PlanNotes::default())
+        .await;
+    let state = ready(&worker, &version).await;
+    assert_eq!(state.current, state.target, "{state:?}");
+    assert_eq!(state.chunks_done + state.left_out.chunks, 12, "{state:?}");
+    assert!(state.left_out.chunks > 0 && state.left_out.bytes > 0);
+    let reason = state.left_out.reason.as_ref().unwrap();
+    assert!(reason.starts_with("no room: raise cache.size"), "{reason}");
+    assert_eq!(worker.state().state, WorkerPhase::Degraded);
+    assert!(world.used_bytes() <= capacity);
+    let reader = world.reader();
+    for file in 0..FILES {
+        assert_eq!(count_cached(&reader, file, "first"), 2, "most wanted");
+    }
+    drop(reader);
+    // It is at rest: nothing is tried again, and nothing is decided again.
+    let mut states = worker.subscribe();
+    let before = world.origin.counters();
+    states.mark_unchanged();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.origin.counters(), before);
+    assert!(!states.has_changed().unwrap(), "{:?}", worker.state());
     worker.shutdown().await;
 }
 
@@ -439,6 +521,7 @@ async fn a_store_that_fails_is_asked_again() {
         state.left_out.reason.as_ref().unwrap().contains("503"),
         "{state:?}"
     );
+    assert_eq!(state.current.unwrap().version, 1, "it goes on trying");
     // Hits go on meanwhile.
     assert_cached(&world.reader(), 1, "number", 1);
     world.store.fails.store(false, Ordering::Relaxed);

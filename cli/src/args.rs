@@ -130,7 +130,8 @@ pub enum Command {
     /// Load a layout version into the cache, and wait until it is there.
     ///
     /// Versions of a table only increase. To go back to an earlier content, publish it as a new
-    /// version.
+    /// version. What does not fit is left out from the end of the layout: then the exit code is 6,
+    /// and warnings say what, how much and why.
     #[command(after_help = "Examples:
   stoa load tpch.lineitem:1 tpch.orders:1
   stoa load tpch.lineitem                   the newest layout version

@@ -20,6 +20,9 @@ pub enum Error {
     /// Another process owns what this command needs.
     #[error("{0}")]
     Busy(String),
+    /// It was done as far as it could be; the message says what is missing, and why.
+    #[error("{0}")]
+    Partial(String),
     /// The user interrupted it.
     #[error("interrupted")]
     Interrupted,
@@ -40,6 +43,7 @@ Exit codes:
   3    not ready: a time-out, nothing to wait for, or a store or etcd that does not answer
   4    refused: a stale version, another layout under this version, an unknown table or column
   5    busy: another process owns the cache directory or the embedded state
+  6    loaded in part: what fits is in use, the message says what was left out
   130  interrupted (SIGINT)";
 
 impl Error {
@@ -51,6 +55,7 @@ impl Error {
             Error::NotReady(_) => 3,
             Error::Refused(_) => 4,
             Error::Busy(_) => 5,
+            Error::Partial(_) => 6,
             Error::Interrupted => 130,
         }
     }
@@ -94,6 +99,7 @@ mod tests {
             Error::NotReady(String::new()),
             Error::Refused(String::new()),
             Error::Busy(String::new()),
+            Error::Partial(String::new()),
             Error::Interrupted,
         ] {
             assert!(

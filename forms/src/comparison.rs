@@ -38,13 +38,8 @@ pub enum Comparison {
         /// With what; a null is true of no row.
         value: Scalar<ArrayRef>,
     },
-    /// `low <= column AND column <= high`
-    Between {
-        /// The least value that is inside.
-        low: Scalar<ArrayRef>,
-        /// The largest value that is inside.
-        high: Scalar<ArrayRef>,
-    },
+    /// All of these, as the two bounds of a range.
+    All(Vec<Comparison>),
     /// `column IN (values)`; null values are true of no row.
     In {
         /// The values, as one array.
@@ -65,7 +60,7 @@ impl fmt::Debug for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Comparison::Compare { op, value } => write!(f, "{op:?} {value:?}"),
-            Comparison::Between { low, high } => write!(f, "between {low:?} and {high:?}"),
+            Comparison::All(all) => f.debug_list().entries(all).finish(),
             Comparison::In { values } => write!(f, "in {values:?}"),
             Comparison::IsNull => f.write_str("is null"),
             Comparison::IsNotNull => f.write_str("is not null"),

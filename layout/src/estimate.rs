@@ -5,7 +5,7 @@ use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::statistics::Statistics;
 
 use crate::catalog::{RootColumn, TableCatalog};
-use crate::form::Form;
+use crate::form::{ChunkRef, Form};
 use crate::schema::allows_arrow;
 
 /// Rows of an independent block of the arrow form.
@@ -129,6 +129,14 @@ pub fn sizes(catalog: &TableCatalog) -> Vec<ColumnSize> {
         }
     }
     sizes
+}
+
+/// What one chunk takes in each form: what [`crate::wanted_within`] says of it in the form that is
+/// chosen there. `None` for what the catalog's files do not have.
+pub fn chunk_bytes(catalog: &TableCatalog, chunk: ChunkRef) -> Option<FormBytes> {
+    let file = catalog.files.get(chunk.file as usize)?;
+    let group = file.metadata.row_groups().get(chunk.row_group as usize)?;
+    Some(column_bytes(file.root(chunk.column)?, group).0)
 }
 
 /// Bytes of a root column's chunks in the file.

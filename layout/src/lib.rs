@@ -33,7 +33,7 @@ pub use catalog::{CatalogFile, RejectedFile, RootColumn, TableCatalog};
 pub use choice::{Candidate, Choice, Why, candidates, choose_forms, forms_of};
 pub use document::{ChunkSpec, ColumnRef, LayoutDocument};
 pub use error::{Error, Result};
-pub use estimate::{ColumnSize, FormBytes, Values, sizes};
+pub use estimate::{ColumnSize, FormBytes, Values, chunk_bytes, sizes};
 pub use form::{ChunkRef, Form, FormChoice};
 pub use names::{LayoutVersion, TableName, TableVersion};
 pub use replicas::Replicas;

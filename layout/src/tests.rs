@@ -1,5 +1,6 @@
 //! Catalogs and wanted chunks of Parquet files written here, good ones and bad ones.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::*;
@@ -1005,6 +1006,35 @@ async fn estimates_are_near_the_real_sizes() {
             .map(|wanted| wanted.bytes)
             .sum::<u64>()
     );
+}
+
+/// A worker knows the form of a chunk from the plan and not the budget that it was chosen by: its
+/// estimate has to be the planner's all the same.
+#[tokio::test]
+async fn a_chunks_bytes_in_a_form_do_not_depend_on_how_it_was_chosen() {
+    let rows = 20_000;
+    let file = file_of(vec![("id", longs(rows)), ("text", texts(rows, 40))], 10_000);
+    let catalog = Bucket::with(&[("a.parquet", file)]).await.catalog().await;
+    let all = sizes(&catalog);
+    let packed: u64 = all.iter().map(|size| size.packed_bytes).sum();
+    let mut forms = HashSet::new();
+    for budget_bytes in [0, packed / 2, packed, u64::MAX] {
+        for chunk in wanted_within(&catalog, budget_bytes).unwrap() {
+            let bytes = chunk_bytes(&catalog, chunk.chunk).unwrap();
+            assert_eq!(bytes.of(chunk.form), chunk.bytes);
+            assert_eq!(bytes.parquet, chunk.compressed_bytes);
+            forms.insert(chunk.form);
+        }
+    }
+    assert!(forms.len() > 1, "{forms:?}");
+    for (file, row_group, column) in [(1, 0, 0), (0, 2, 0), (0, 0, 2)] {
+        let nowhere = ChunkRef {
+            file,
+            row_group,
+            column,
+        };
+        assert_eq!(chunk_bytes(&catalog, nowhere), None);
+    }
 }
 
 // ---- encoded catalogs

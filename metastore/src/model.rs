@@ -180,7 +180,8 @@ impl LeftOut {
 pub struct TableState {
     /// What it is working towards.
     pub target: Option<PlanTarget>,
-    /// What is published completely.
+    /// What is carried out: published, all but what is left out and not tried again before there is
+    /// more room or another plan.
     pub current: Option<PlanTarget>,
     /// Chunks of the target that are published.
     pub chunks_done: u64,

@@ -39,6 +39,9 @@ pub struct Document {
     /// By form: what filling the cache costs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fill: BTreeMap<String, Fill>,
+    /// Chunks in another process's memory, beside Parquet at the same origin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
 }
 
 /// A mode in a few figures. Ratios of times are below 1 where the mode is faster; each stands
@@ -164,6 +167,68 @@ pub struct Processes {
     pub cache_bytes: u64,
 }
 
+/// What is added to a mode's name where its chunks lie in local shared memory.
+const LOCAL: &str = ", local";
+
+/// Queries whose tables lie in an object store, from which every answer comes late, and whose chunks
+/// lie in the memory of a worker that is reached over TCP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Remote {
+    /// Milliseconds by which the store delays every answer.
+    pub origin_delay_ms: u64,
+    /// By name: `parquet` read from the store, `stoa-auto` with remote hits, `stoa-auto, local` with
+    /// local ones of the same chunks.
+    pub modes: BTreeMap<String, RemoteMode>,
+}
+
+/// One mode of [`Remote`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RemoteMode {
+    /// Bytes of the worker's shared memory; 0 for Parquet.
+    pub bytes: u64,
+    /// Geometric mean over the queries of the median times, in milliseconds.
+    pub geomean_ms: f64,
+    /// Geometric mean of the ratios to Parquet at the origin.
+    pub geomean_vs_parquet: Option<Interval>,
+    /// The largest of these ratios, by query.
+    pub worst_vs_parquet: Option<Interval>,
+    /// The query that it is of.
+    pub worst_query: Option<u32>,
+    /// Geometric mean of the ratios to local hits of the same mode; none for local hits.
+    pub geomean_vs_local: Option<Interval>,
+    /// By query: median time in milliseconds.
+    pub median_ms: BTreeMap<u32, f64>,
+    /// By query: ratio to Parquet at the origin.
+    pub vs_parquet: BTreeMap<u32, Interval>,
+    /// Passes over all queries that were measured.
+    pub passes: usize,
+    /// Where the bytes came from, in these passes together.
+    pub sources: Sources,
+}
+
+/// What was read from where. Of Parquet only requests and bytes of the origin are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sources {
+    /// Chunks in shared memory of this host.
+    pub local_chunks: u64,
+    /// Their bytes.
+    pub local_bytes: u64,
+    /// Chunks of the worker's memory, over TCP.
+    pub remote_tcp_chunks: u64,
+    /// Their bytes.
+    pub remote_tcp_bytes: u64,
+    /// Chunks of the worker's memory, over RDMA.
+    pub remote_rdma_chunks: u64,
+    /// Their bytes.
+    pub remote_rdma_bytes: u64,
+    /// Chunks read from the origin.
+    pub origin_chunks: u64,
+    /// Requests to the origin, listings and looks at files included.
+    pub origin_requests: u64,
+    /// Bytes that it answered with.
+    pub origin_bytes: u64,
+}
+
 /// What making chunks of a form costs, beside the parquet crate's decode of the same chunks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fill {
@@ -237,9 +302,92 @@ impl Document {
         }
     }
 
+    /// Fills `remote` from times, by name, and from what was read from where meanwhile. `worker_bytes`
+    /// is what the worker of a mode holds.
+    pub fn summarize_remote(
+        &mut self,
+        origin_delay_ms: u64,
+        times: &Times,
+        sources: &BTreeMap<String, Sources>,
+        worker_bytes: &BTreeMap<String, u64>,
+    ) {
+        let mut remote = Remote {
+            origin_delay_ms,
+            ..Remote::default()
+        };
+        for (name, sources) in sources {
+            let found = times.of(name);
+            let parquet = times.compare(name, PARQUET).filter(|_| name != PARQUET);
+            let worst = parquet.as_ref().and_then(Comparison::worst);
+            let local = match name.ends_with(LOCAL) {
+                true => None,
+                false => times.compare(name, &Remote::local(name)),
+            };
+            let mode = name.strip_suffix(LOCAL).unwrap_or(name);
+            let median_ms = medians(&found);
+            let figures = RemoteMode {
+                bytes: worker_bytes.get(mode).copied().unwrap_or(0),
+                geomean_ms: geomean(&median_ms.values().copied().collect::<Vec<_>>())
+                    .unwrap_or(0.0),
+                geomean_vs_parquet: parquet.as_ref().map(|found| found.geomean),
+                worst_vs_parquet: worst.map(|(_, ratio)| ratio),
+                worst_query: worst.map(|(query, _)| query),
+                geomean_vs_local: local.map(|found| found.geomean),
+                median_ms,
+                vs_parquet: parquet.map(|found| found.queries).unwrap_or_default(),
+                passes: found.values().map(Vec::len).max().unwrap_or(0),
+                sources: *sources,
+            };
+            remote.modes.insert(name.clone(), figures);
+        }
+        self.remote = Some(remote);
+    }
+
     /// What names the data: `tpch-1`, `clickbench-0.1`.
     pub fn id(&self) -> String {
         format!("{}-{}", self.suite, self.scale)
+    }
+}
+
+impl Sources {
+    /// What was read since `earlier`.
+    pub fn since(&self, earlier: &Sources) -> Sources {
+        self.with(earlier, |now, before| now - before)
+    }
+
+    /// What was read in both.
+    pub fn plus(&self, more: &Sources) -> Sources {
+        self.with(more, |one, other| one + other)
+    }
+
+    fn with(&self, other: &Sources, of: impl Fn(u64, u64) -> u64) -> Sources {
+        Sources {
+            local_chunks: of(self.local_chunks, other.local_chunks),
+            local_bytes: of(self.local_bytes, other.local_bytes),
+            remote_tcp_chunks: of(self.remote_tcp_chunks, other.remote_tcp_chunks),
+            remote_tcp_bytes: of(self.remote_tcp_bytes, other.remote_tcp_bytes),
+            remote_rdma_chunks: of(self.remote_rdma_chunks, other.remote_rdma_chunks),
+            remote_rdma_bytes: of(self.remote_rdma_bytes, other.remote_rdma_bytes),
+            origin_chunks: of(self.origin_chunks, other.origin_chunks),
+            origin_requests: of(self.origin_requests, other.origin_requests),
+            origin_bytes: of(self.origin_bytes, other.origin_bytes),
+        }
+    }
+}
+
+impl Remote {
+    /// The name of `mode` where its chunks lie in local shared memory.
+    pub fn local(mode: &str) -> String {
+        format!("{mode}{LOCAL}")
+    }
+
+    /// The modes of Stoa that did not have all chunks from memory, and how many they read from the
+    /// origin. Their times are not those of hits.
+    pub fn missed(&self) -> impl Iterator<Item = (&str, u64)> {
+        let modes = self.modes.iter();
+        modes
+            .map(|(name, found)| (name.as_str(), found.sources.origin_chunks))
+            .filter(|(_, chunks)| *chunks > 0)
     }
 }
 

@@ -1,10 +1,11 @@
 //! Markdown tables of documents, and the files that they are kept in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use crate::document::Document;
+use crate::document::{Document, Remote, Sources};
 use crate::stats::Interval;
+use crate::times::PARQUET;
 
 /// Which table of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,17 +22,20 @@ pub enum Section {
     Processes,
     /// What filling the cache costs.
     Fill,
+    /// Chunks in another process's memory, beside Parquet at the same origin.
+    Remote,
 }
 
 impl Section {
     /// All of them, in the order of a report.
-    pub const ALL: [Section; 6] = [
+    pub const ALL: [Section; 7] = [
         Section::Modes,
         Section::Queries,
         Section::FirstTouch,
         Section::Cold,
         Section::Processes,
         Section::Fill,
+        Section::Remote,
     ];
 
     /// As in markers: `<!-- stoa-bench tpch-1 modes -->`.
@@ -43,6 +47,7 @@ impl Section {
             Section::Cold => "cold",
             Section::Processes => "processes",
             Section::Fill => "fill",
+            Section::Remote => "remote",
         }
     }
 
@@ -55,6 +60,7 @@ impl Section {
             Section::Cold => cold(document),
             Section::Processes => processes(document),
             Section::Fill => fill(document),
+            Section::Remote => document.remote.as_ref().map_or_else(String::new, remote),
         }
     }
 }
@@ -340,6 +346,134 @@ fn fill(document: &Document) -> String {
     text
 }
 
+fn remote(found: &Remote) -> String {
+    let mut text = head(&[
+        "mode",
+        "worker's memory MB",
+        "geometric mean ms",
+        "times as fast as Parquet at the origin",
+        "least of a query",
+        "time ÷ local hits",
+        "chunks a pass: local, remote, origin",
+        "MB a pass: local, remote, origin",
+        "requests to the origin a pass",
+    ]);
+    for (name, mode) in &found.modes {
+        let least = match (mode.worst_vs_parquet, mode.worst_query) {
+            (Some(worst), Some(query)) => format!("{} (q{query})", interval(Some(inverse(worst)))),
+            _ => String::new(),
+        };
+        let of_cache = |text: String| {
+            if name.starts_with(PARQUET) {
+                String::new()
+            } else {
+                text
+            }
+        };
+        line(
+            &mut text,
+            &[
+                name.clone(),
+                of_cache(megabytes(mode.bytes)),
+                format!("{:.1}", mode.geomean_ms),
+                interval(mode.geomean_vs_parquet.map(inverse)),
+                least,
+                interval(mode.geomean_vs_local),
+                of_cache(a_pass(chunks(&mode.sources), mode.passes, |chunks| {
+                    chunks.to_string()
+                })),
+                a_pass(bytes(&mode.sources), mode.passes, megabytes),
+                a_pass([mode.sources.origin_requests], mode.passes, |requests| {
+                    requests.to_string()
+                }),
+            ],
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nEvery answer of the origin comes {} ms late. {}\n",
+        found.origin_delay_ms,
+        misses(found)
+    );
+    text + &remote_queries(found)
+}
+
+/// By query: milliseconds, and how many times as fast as Parquet.
+fn remote_queries(found: &Remote) -> String {
+    let mut columns = vec!["query, ms"];
+    columns.extend(found.modes.keys().map(String::as_str));
+    let mut text = head(&columns);
+    let queries: BTreeSet<u32> = found
+        .modes
+        .values()
+        .flat_map(|mode| mode.median_ms.keys().copied())
+        .collect();
+    for query in queries {
+        let mut cells = vec![format!("q{query}")];
+        cells.extend(found.modes.values().map(|mode| {
+            let Some(median) = mode.median_ms.get(&query) else {
+                return String::new();
+            };
+            let ratio = mode.vs_parquet.get(&query);
+            let faster = ratio.map_or_else(String::new, |r| format!(" ({:.1}×)", 1.0 / r.median));
+            format!("{median:.1}{faster}")
+        }));
+        line(&mut text, &cells);
+    }
+    text
+}
+
+/// Whether all chunks came from memory, in words.
+fn misses(found: &Remote) -> String {
+    let missed: Vec<String> = found
+        .missed()
+        .map(|(mode, chunks)| format!("{mode} ({chunks})"))
+        .collect();
+    match missed.is_empty() {
+        true => "In the measured passes it gave no chunk to Stoa.".to_owned(),
+        false => format!(
+            "**Not all were hits**: in the measured passes it gave chunks to {}.",
+            missed.join(", ")
+        ),
+    }
+}
+
+fn chunks(sources: &Sources) -> [u64; 3] {
+    [
+        sources.local_chunks,
+        sources.remote_tcp_chunks + sources.remote_rdma_chunks,
+        sources.origin_chunks,
+    ]
+}
+
+fn bytes(sources: &Sources) -> [u64; 3] {
+    [
+        sources.local_bytes,
+        sources.remote_tcp_bytes + sources.remote_rdma_bytes,
+        sources.origin_bytes,
+    ]
+}
+
+/// Sums over all passes as the mean of one. What is not nothing does not become it.
+fn a_pass<const N: usize>(sums: [u64; N], passes: usize, shown: impl Fn(u64) -> String) -> String {
+    let passes = passes.max(1) as u64;
+    sums.map(|sum| match sum {
+        0 => "0".to_owned(),
+        _ if sum < passes => "< 1".to_owned(),
+        _ => shown(sum / passes),
+    })
+    .join(", ")
+}
+
+/// How many times as fast, of a ratio of times.
+fn inverse(ratio: Interval) -> Interval {
+    Interval {
+        median: 1.0 / ratio.median,
+        low: 1.0 / ratio.high,
+        high: 1.0 / ratio.low,
+    }
+}
+
 /// The mode of a key such as `stoa-packed, prefault`.
 fn mode_of(key: &str) -> &str {
     key.split(',').next().unwrap_or(key)
@@ -415,6 +549,7 @@ pub fn speedups(document: &Document, baseline: &str) -> BTreeMap<String, f64> {
 mod tests {
     use super::*;
     use crate::document::{Processes, QueryFigures, Summary};
+    use crate::times::{Block, Times};
 
     fn document() -> Document {
         let figures = QueryFigures {
@@ -501,5 +636,73 @@ mod tests {
         let text = Section::Processes.markdown(&document);
         let expected = "| 1.00 [1.00, 1.00] | 1,800 (1,783) | 1,200 |\n";
         assert!(text.ends_with(expected), "{text}");
+    }
+    /// Two queries in two passes: five and ten times as fast with remote hits, twice that with local.
+    fn with_remote(origin_chunks: u64) -> Document {
+        let mut block = Block::default();
+        for (query, factor) in [(1, 5.0), (2, 10.0)] {
+            for slow in [1.0, 3.0] {
+                block.push("parquet", query, 100.0 * slow);
+                block.push("stoa-auto", query, 100.0 * slow / factor);
+                block.push("stoa-auto, local", query, 50.0 * slow / factor);
+            }
+        }
+        let of_parquet = Sources {
+            origin_requests: 80,
+            origin_bytes: 4_000_000,
+            ..Sources::default()
+        };
+        let remote = Sources {
+            remote_tcp_chunks: 60,
+            remote_tcp_bytes: 8_000_000,
+            origin_chunks,
+            ..Sources::default()
+        };
+        let local = Sources {
+            local_chunks: 60,
+            local_bytes: 8_000_000,
+            ..Sources::default()
+        };
+        let sources = [
+            ("parquet", of_parquet),
+            ("stoa-auto", remote),
+            ("stoa-auto, local", local),
+        ];
+        let mut document = document();
+        document.summarize_remote(
+            20,
+            &Times {
+                blocks: vec![block],
+            },
+            &sources.map(|(name, of)| (name.to_owned(), of)).into(),
+            &BTreeMap::from([("stoa-auto".to_owned(), 9_000_000)]),
+        );
+        document
+    }
+
+    #[test]
+    fn remote_hits_are_shown_with_their_sources() {
+        let text = Section::Remote.markdown(&with_remote(0));
+        let expected = "| parquet |  | 200.0 |  |  |  |  | 0, 0, 2 | 40 |\n\
+                        | stoa-auto | 9 | 28.3 | 7.07 [7.07, 7.07] | 5.00 [5.00, 5.00] (q1) | \
+                        2.00 [2.00, 2.00] | 0, 30, 0 | 0, 4, 0 | 0 |\n\
+                        | stoa-auto, local | 9 | 14.1 | 14.14 [14.14, 14.14] | \
+                        10.00 [10.00, 10.00] (q1) |  | 30, 0, 0 | 4, 0, 0 | 0 |\n";
+        assert!(text.contains(expected), "{text}");
+        let expected = "comes 20 ms late. In the measured passes it gave no chunk to Stoa.";
+        assert!(text.contains(expected), "{text}");
+        assert!(
+            text.contains("| q1 | 200.0 | 40.0 (5.0×) | 20.0 (10.0×) |\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn chunks_from_the_origin_are_said() {
+        let text = Section::Remote.markdown(&with_remote(1));
+        let expected =
+            "**Not all were hits**: in the measured passes it gave chunks to stoa-auto (1).";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("| 0, 30, < 1 |"), "{text}");
     }
 }

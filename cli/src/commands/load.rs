@@ -15,10 +15,13 @@ use crate::context::{Context, Target, unknown_table};
 use crate::error::{Error, Result};
 use crate::progress::spinner;
 
-/// Asks for versions to be loaded, and waits for them.
+/// Asks for versions to be loaded, and waits until all of them that fits is.
 ///
 /// With etcd, coordinator and workers do the work. Without, this process does, and leaves the
 /// cache behind for the next.
+///
+/// # Errors
+/// [`Error::Partial`] where that is not the whole of a version: what is there is used.
 pub async fn load(args: LoadArgs, context: &Context) -> Result<()> {
     let targets = args
         .tables
@@ -75,12 +78,41 @@ async fn load_all(targets: &[Target], args: &LoadArgs, records: &Records) -> Res
                 "fetched_chunks": loaded.fetched_chunks,
                 "peer_chunks": loaded.peer_chunks,
                 "peer_bytes": loaded.peer_bytes,
+                "left_out_chunks": loaded.left_out_chunks,
+                "left_out_bytes": loaded.left_out_bytes,
                 "left_out": loaded.left_out,
             })).collect::<Vec<_>>(),
             "seconds": started.elapsed().as_secs_f64(),
         }));
     }
-    Ok(())
+    let in_part: Vec<&Loaded> = all.iter().filter(|l| !l.left_out.is_empty()).collect();
+    match in_part.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Partial(what_is_missing(&in_part))),
+    }
+}
+
+/// How much of these versions is not in memory, and what to do about it. The reasons are said
+/// before.
+fn what_is_missing(in_part: &[&Loaded]) -> String {
+    let missing = in_part.iter().map(|loaded| {
+        let name = &loaded.table_version;
+        match loaded.left_out_chunks {
+            0 => format!("{name} is not loaded as wanted, see its warnings"),
+            left_out => format!(
+                "{left_out} of {} chunks ({}) of {name} are left out",
+                left_out + loaded.chunks,
+                format_bytes(loaded.left_out_bytes),
+            ),
+        }
+    });
+    let missing: Vec<String> = missing.collect();
+    format!(
+        "{}; queries use what is there and read the rest from the origin. To have more in memory, \
+         raise cache.size, or publish a version with fewer columns or `--form packed` (`stoa layout \
+         size` says what they take)",
+        missing.join("; ")
+    )
 }
 
 /// Asks for a version; asking again for the version in force is a success, so that scripts can be
@@ -106,8 +138,13 @@ fn say_loaded(loaded: &Loaded, took: Duration) {
         chunks => format!(", {chunks} of them from other workers"),
     };
     eprintln!(
-        "{} is loaded: {} chunks, {} ({} fetched{from_peers}, {} kept) in {:.1} s",
+        "{} is loaded{}: {} chunks, {} ({} fetched{from_peers}, {} kept) in {:.1} s",
         loaded.table_version,
+        if loaded.left_out_chunks > 0 {
+            " in part"
+        } else {
+            ""
+        },
         loaded.chunks,
         format_bytes(loaded.bytes),
         loaded.fetched_chunks,
@@ -193,4 +230,29 @@ async fn unload_one(records: &Records, table: &str, args: &UnloadArgs) -> Result
         eprintln!("{table} is unloaded; memory that queries still read is freed when they end");
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_counted_for_each_table_and_says_what_to_do() {
+        let of = |name: &str, left_out_chunks| Loaded {
+            table_version: name.into(),
+            chunks: 12,
+            left_out_chunks,
+            left_out_bytes: 3 << 20,
+            left_out: vec!["a reason".into()],
+            ..Loaded::default()
+        };
+        let said = what_is_missing(&[&of("tpch.lineitem:1", 6), &of("tpch.part:2", 0)]);
+        assert_eq!(
+            said,
+            "6 of 18 chunks (3 MiB) of tpch.lineitem:1 are left out; tpch.part:2 is not loaded as \
+             wanted, see its warnings; queries use what is there and read the rest from the \
+             origin. To have more in memory, raise cache.size, or publish a version with fewer \
+             columns or `--form packed` (`stoa layout size` says what they take)"
+        );
+    }
 }

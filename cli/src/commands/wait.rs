@@ -34,7 +34,12 @@ pub struct Loaded {
     pub peer_chunks: u64,
     /// Bytes of these.
     pub peer_bytes: u64,
-    /// What did not fit or could not be had, in words.
+    /// Chunks that did not fit or could not be had.
+    pub left_out_chunks: u64,
+    /// Their bytes, as estimated.
+    pub left_out_bytes: u64,
+    /// What did not fit or could not be had, and all else that falls short, in words; empty when
+    /// the whole version is in memory.
     pub left_out: Vec<String>,
 }
 
@@ -58,7 +63,7 @@ pub enum LoadProgress {
     },
     /// The plan has no part for anybody.
     Empty(Loaded),
-    /// Everything that fits is there.
+    /// Everything that fits and can be had is there.
     Done(Loaded),
     /// The coordinator refused the version.
     Rejected(String),
@@ -124,6 +129,8 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
             true => LoadProgress::Waiting("no worker is alive; is `stoa worker` running?".into()),
             false => LoadProgress::Empty(Loaded {
                 table_version: plan.table_version.clone(),
+                left_out_chunks: plan.notes.left_out.chunks,
+                left_out_bytes: plan.notes.left_out.bytes,
                 left_out: plan.notes.shortfalls(format_bytes),
                 ..Loaded::default()
             }),
@@ -131,6 +138,8 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
     }
     let mut loaded = Loaded {
         table_version: plan.table_version.clone(),
+        left_out_chunks: plan.notes.left_out.chunks,
+        left_out_bytes: plan.notes.left_out.bytes,
         ..Loaded::default()
     };
     let (mut bytes_total, mut chunks_total, mut missing) = (0, 0, Vec::new());
@@ -151,6 +160,8 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
         bytes_total += table.bytes_total;
         chunks_total += table.chunks_total;
         if table.left_out.chunks > 0 {
+            loaded.left_out_chunks += table.left_out.chunks;
+            loaded.left_out_bytes += table.left_out.bytes;
             let reason = table
                 .left_out
                 .reason
@@ -178,6 +189,8 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
         loaded.left_out.extend(errors);
         return LoadProgress::Done(loaded);
     }
+    // What is left out so far may still come; why it has not is worth knowing.
+    errors.append(&mut loaded.left_out);
     LoadProgress::Loading {
         bytes_done: loaded.bytes,
         bytes_total,
@@ -444,6 +457,10 @@ mod tests {
             panic!("not done");
         };
         assert_eq!(
+            (loaded.left_out_chunks, loaded.left_out_bytes),
+            (8, 10 << 20)
+        );
+        assert_eq!(
             loaded.left_out,
             [
                 "chunks without a place in the plan: 5 (7 MiB): the workers' capacity is used up",
@@ -451,6 +468,23 @@ mod tests {
                 "worker a: one file is gone"
             ]
         );
+    }
+
+    /// While a worker tries again, the load is not over, and what holds it up is seen.
+    #[test]
+    fn what_is_left_out_for_now_is_waited_for_and_said() {
+        let mut trying = observed();
+        let table = trying.states[0].tables.get_mut("tpch.orders").unwrap();
+        table.current = None;
+        table.left_out = LeftOut {
+            chunks: 3,
+            bytes: 3 << 20,
+            reason: Some("503".into()),
+        };
+        let LoadProgress::Loading { errors, .. } = progress_of(&wanted(), &trying) else {
+            panic!("over");
+        };
+        assert_eq!(errors, ["worker a left out 3 chunks (3 MiB): 503"]);
     }
 
     #[test]

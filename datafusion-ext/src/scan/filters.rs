@@ -29,6 +29,7 @@ use datafusion::physical_expr_common::physical_expr::{
 use stoa_forms::{Comparison, Operator as Compare, Prepared};
 
 use super::adaptive::{Observed, Stakes, Verdict};
+use super::memo::{Memo, has_keys};
 use super::row_group::CachedRowGroup;
 
 /// The longest list that is handed to a chunk as values; longer ones have a hash table already.
@@ -39,28 +40,45 @@ const IN_VALUES_MAX: usize = 256;
 const DOWNSTREAM_NS: f64 = 25.0;
 
 /// What one conjunct has shown so far, shared by all files that a partition reads.
-pub(super) type Shown = Arc<Mutex<Observed>>;
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    observed: Mutex<Observed>,
+    /// Of the content that the conjunct had in this generation.
+    memo: Mutex<(u64, Memo)>,
+}
+
+impl Shown {
+    fn observed<T>(&self, look: impl FnOnce(&mut Observed) -> T) -> T {
+        // Counts stay meaningful whatever happened to another thread.
+        look(&mut self.observed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// A partition's experience with the conjuncts of its predicate.
 #[derive(Debug, Default)]
 pub(crate) struct Experience {
     /// By position of the conjunct, and of the part of a dynamic filter's current expression.
-    shown: Mutex<HashMap<(usize, usize), Shown>>,
+    shown: Mutex<HashMap<(usize, usize), Arc<Shown>>>,
 }
 
 impl Experience {
-    fn of(&self, conjunct: usize, part: usize, generation: u64) -> Shown {
+    fn of(&self, conjunct: usize, part: usize, generation: u64) -> Arc<Shown> {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let shown = Arc::clone(shown.entry((conjunct, part)).or_default());
-        observed(&shown, |observed| observed.renew(generation));
+        shown.observed(|observed| observed.renew(generation));
         shown
     }
 }
 
-/// Looks at what a conjunct has shown.
-pub(super) fn observed<T>(shown: &Shown, look: impl FnOnce(&mut Observed) -> T) -> T {
-    // Counts stay meaningful whatever happened to another thread.
-    look(&mut shown.lock().unwrap_or_else(PoisonError::into_inner))
+impl Drop for Experience {
+    fn drop(&mut self) {
+        let shown = self.shown.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for ((conjunct, part), shown) in shown {
+            shown.observed(|observed| {
+                tracing::debug!(conjunct, part, ?observed, "what a filter has shown");
+            });
+        }
+    }
 }
 
 /// One conjunct as it is now.
@@ -76,14 +94,62 @@ pub(super) struct Conjunct {
     pub(super) applied_again: bool,
     /// What a chunk may evaluate on its own values, of a conjunct on one column.
     comparison: Option<Comparison>,
+    /// The dynamic filter that it is a part of, by position among the conjuncts of the predicate.
+    dynamic: Option<usize>,
     /// That, ready for the chunk of the row group that is read.
     pub(super) prepared: Option<Prepared>,
-    shown: Shown,
+    shown: Arc<Shown>,
+    /// Which content of a dynamic filter this is; zero where it does not change.
+    generation: u64,
+    /// Its answers are worth keeping: it is about the values of one column of integers, and costs
+    /// more than comparing them with a bound.
+    has_memo: bool,
 }
 
 impl Conjunct {
+    /// Makes `other` a part of this conjunct, if both are bounds of the same column that come and
+    /// go together: a range is looked for in one go.
+    fn absorb(&mut self, other: &Conjunct) -> bool {
+        let [
+            Some(Comparison::Compare { op, .. }),
+            Some(Comparison::Compare { op: also, .. }),
+        ] = [&self.comparison, &other.comparison]
+        else {
+            return false;
+        };
+        let are_range = is_lower(*op) && is_upper(*also) || is_upper(*op) && is_lower(*also);
+        if !are_range || self.columns != other.columns || self.dynamic != other.dynamic {
+            return false;
+        }
+        let both = [self.comparison.take(), other.comparison.clone()];
+        self.comparison = Some(Comparison::All(both.into_iter().flatten().collect()));
+        let expr = BinaryExpr::new(
+            Arc::clone(&self.expr),
+            Operator::And,
+            Arc::clone(&other.expr),
+        );
+        self.expr = Arc::new(expr);
+        true
+    }
+
     /// The rows of which the conjunct is true, of `arrays` with `rows` rows each.
     pub(super) fn evaluate(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<BooleanBuffer> {
+        // Where something panicked half-way through, nothing is remembered.
+        if let (true, [array], Ok(mut kept)) =
+            (self.has_memo, arrays.as_slice(), self.shown.memo.lock())
+        {
+            let (generation, memo) = &mut *kept;
+            if *generation != self.generation {
+                (*generation, *memo) = (self.generation, Memo::default());
+            }
+            let ask = |values: ArrayRef| {
+                let rows = values.len();
+                evaluate(&self.expr, &self.schema, vec![values], rows)
+            };
+            if let Some(found) = memo.rows(array, ask) {
+                return found;
+            }
+        }
         evaluate(&self.expr, &self.schema, arrays, rows)
     }
 
@@ -92,7 +158,10 @@ impl Conjunct {
     pub(super) fn stakes(&self, decode_ns: f64, copy_ns: f64) -> Stakes {
         let above = if self.applied_again {
             // The operator above spends about the same, unless the chunk was quicker.
-            let again = observed(&self.shown, |observed| observed.ns_a_row()).unwrap_or(1.0);
+            let again = self
+                .shown
+                .observed(|observed| observed.ns_a_row())
+                .unwrap_or(1.0);
             again.max(if self.prepared.is_some() { 1.0 } else { 0.0 })
         } else {
             DOWNSTREAM_NS
@@ -105,16 +174,23 @@ impl Conjunct {
 
     /// Whether to apply it to the next block.
     pub(super) fn wanted(&self, stakes: Stakes) -> bool {
-        self.required || observed(&self.shown, |observed| observed.decide(stakes)) == Verdict::Apply
+        self.required || self.shown.observed(|observed| observed.decide(stakes)) == Verdict::Apply
     }
 
     /// Adds one application that began at `since`.
     pub(super) fn record(&self, rows_in: usize, kept: usize, since: Instant) {
         let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        observed(&self.shown, |observed| {
-            observed.record(rows_in, kept, nanos)
-        });
+        self.shown
+            .observed(|observed| observed.record(rows_in, kept, nanos));
     }
+}
+
+fn is_lower(op: Compare) -> bool {
+    matches!(op, Compare::Gt | Compare::GtEq)
+}
+
+fn is_upper(op: Compare) -> bool {
+    matches!(op, Compare::Lt | Compare::LtEq)
 }
 
 fn evaluate(
@@ -223,7 +299,7 @@ impl Filters {
             if conjunct.required {
                 required.push(conjunct);
             } else {
-                let rank = observed(&conjunct.shown, |observed| observed.rank());
+                let rank = conjunct.shown.observed(|observed| observed.rank());
                 optional_first.push((rank, conjunct));
             }
         }
@@ -262,16 +338,29 @@ impl Filters {
                     }
                     _ => None,
                 };
-                self.current.push(Conjunct {
+                let has_memo = match (schema.fields().as_ref(), &comparison) {
+                    (_, Some(Comparison::Compare { .. } | Comparison::IsNull)) => false,
+                    (_, Some(Comparison::IsNotNull) | None) => false,
+                    ([field], Some(_)) => has_keys(field.data_type()),
+                    _ => false,
+                };
+                let conjunct = Conjunct {
                     expr,
                     schema,
                     columns,
                     required,
                     applied_again: !dynamic && !self.exact,
                     comparison,
+                    dynamic: dynamic.then_some(position),
                     prepared: None,
                     shown: self.experience.of(position, part, generation),
-                });
+                    generation,
+                    has_memo,
+                };
+                let mut before = self.current.iter_mut();
+                if !before.any(|before| before.absorb(&conjunct)) {
+                    self.current.push(conjunct);
+                }
             }
         }
         Ok(())
@@ -507,7 +596,29 @@ mod tests {
         dynamic.update(bounds).unwrap();
         assert!(filters.follow().unwrap());
         let required: Vec<bool> = filters.current().iter().map(|c| c.required).collect();
-        assert_eq!(required, [true, false, false]);
+        assert_eq!(required, [true, false], "the bounds are one conjunct");
         assert!(!filters.follow().unwrap());
+    }
+
+    #[test]
+    fn two_bounds_of_a_column_are_one_conjunct() {
+        let bounds = [
+            compare("c", Operator::Lt, 9i32.into()),
+            compare("a", Operator::Lt, 7i32.into()),
+            compare("c", Operator::Lt, 8i32.into()),
+            compare("c", Operator::GtEq, 3i32.into()),
+        ];
+        let predicate = bounds.into_iter().reduce(and).unwrap();
+        let mut filters = filters(&predicate, &[0, 2], true);
+        let current = filters.current();
+        let columns: Vec<_> = current.iter().map(|c| c.columns.clone()).collect();
+        assert_eq!(columns, [vec![1], vec![0], vec![1]]);
+        let Some(Comparison::All(all)) = &current[0].comparison else {
+            panic!("3 <= c < 9 is a range")
+        };
+        assert_eq!(all.len(), 2);
+        let values: ArrayRef = Arc::new(Int32Array::from(vec![Some(2), None, Some(3), Some(9)]));
+        let kept = current[0].evaluate(vec![values], 4).unwrap();
+        assert_eq!(kept.iter().collect::<Vec<_>>(), [false, false, true, false]);
     }
 }

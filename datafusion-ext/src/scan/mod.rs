@@ -26,6 +26,7 @@ mod adaptive;
 pub(crate) mod context;
 pub(crate) mod file_reader;
 mod filters;
+mod memo;
 mod metrics;
 mod morsel;
 mod pruning;

@@ -348,8 +348,6 @@ pub(crate) struct Stream<'a> {
     pub(crate) length: usize,
 }
 
-// On the stack while one block is read, and never in a collection: no box for the larger one.
-#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 // A stream lives on the stack for one block: a box for the common kind would cost each of them.
 #[expect(clippy::large_enum_variant)]
@@ -548,6 +546,17 @@ fn widen<N: Copy + Into<u64>, O: Target>(numbers: &[N; VECTOR], add: O, out: &mu
     }
 }
 
+/// Appends the numbers at some positions.
+#[inline]
+fn take<N: Copy + Into<u64>, O: Target>(
+    numbers: &[N; VECTOR],
+    positions: impl Iterator<Item = usize>,
+    add: O,
+    out: &mut Vec<O>,
+) {
+    out.extend(positions.map(|at| add.wrapping_add(O::from_u64(numbers[at % VECTOR].into()))));
+}
+
 impl<'a> Stream<'a> {
     /// Finds the stream of `values` values at the start of `bytes`, which are aligned to 8.
     ///
@@ -714,20 +723,24 @@ impl<'a> Stream<'a> {
             rest = others;
             let from = out.len();
             let positions = these.iter().map(|row| *row as usize % VECTOR);
+            let add = add.wrapping_add(O::from_u64(vector.low));
             if count < GATHER_MAX {
-                let add = add.wrapping_add(O::from_u64(vector.low));
-                for at in positions.clone() {
+                for at in positions {
                     out.push(add.wrapping_add(O::from_u64(vector.one(at)?)));
                 }
-                for (at, value) in vector.exceptions() {
-                    if let Some(place) = positions.clone().position(|position| position == at) {
-                        out[from + place] = add.wrapping_add(O::from_u64(value));
-                    }
-                }
             } else {
-                let mut values = [O::default(); VECTOR];
-                vector.decode(add, scratch, &mut values)?;
-                out.extend(positions.map(|at| values[at]));
+                match vector.unpack(scratch)? {
+                    Numbers::Zero => out.resize(from + count, add),
+                    Numbers::U8(numbers) => take(numbers, positions, add, out),
+                    Numbers::U16(numbers) => take(numbers, positions, add, out),
+                    Numbers::U32(numbers) => take(numbers, positions, add, out),
+                    Numbers::U64(numbers) => take(numbers, positions, add, out),
+                }
+            }
+            for (at, value) in vector.exceptions() {
+                if let Ok(place) = these.binary_search(&((index * VECTOR + at) as u32)) {
+                    out[from + place] = add.wrapping_add(O::from_u64(value));
+                }
             }
         }
         Ok(())
@@ -754,7 +767,7 @@ impl<'a> Stream<'a> {
 }
 
 /// From this many rows of a vector on, unpacking it whole is faster.
-const GATHER_MAX: usize = 64;
+const GATHER_MAX: usize = 8;
 
 impl Vector<'_> {
     /// Appends 16 words of bits: those of the values between `low` and `high`.

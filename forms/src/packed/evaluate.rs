@@ -223,10 +223,10 @@ fn typed(comparison: &Comparison, data_type: &DataType) -> Option<Comparison> {
             op: *op,
             value: scalar(value)?,
         },
-        Comparison::Between { low, high } => Comparison::Between {
-            low: scalar(low)?,
-            high: scalar(high)?,
-        },
+        Comparison::All(all) => {
+            let all = all.iter().map(|comparison| typed(comparison, data_type));
+            Comparison::All(all.collect::<Option<_>>()?)
+        }
         Comparison::In { values } => Comparison::In {
             values: as_type(values.as_ref(), data_type)?,
         },
@@ -258,10 +258,12 @@ fn on_values(comparison: &Comparison, values: &ArrayRef) -> Option<BooleanArray>
             Operator::GtEq => cmp::gt_eq(values, value),
         }
         .ok(),
-        Comparison::Between { low, high } => {
-            let above = cmp::gt_eq(values, low).ok()?;
-            let below = cmp::lt_eq(values, high).ok()?;
-            boolean::and_kleene(&above, &below).ok()
+        Comparison::All(all) => {
+            let mut hits = BooleanArray::new(BooleanBuffer::new_set(values.len()), None);
+            for comparison in all {
+                hits = boolean::and_kleene(&hits, &on_values(comparison, values)?).ok()?;
+            }
+            Some(hits)
         }
         Comparison::In { values: list } => {
             let mut hits = BooleanArray::new(BooleanBuffer::new_unset(values.len()), None);
@@ -279,11 +281,18 @@ fn on_values(comparison: &Comparison, values: &ArrayRef) -> Option<BooleanArray>
     }
 }
 
+/// Only what can be asked of anything can be true of a null.
+fn may_be_true_of_null(comparison: &Comparison) -> bool {
+    match comparison {
+        Comparison::OnDictionary(_) | Comparison::IsNull => true,
+        Comparison::All(all) => all.iter().all(may_be_true_of_null),
+        _ => false,
+    }
+}
+
 /// The codes of which a predicate is true.
 fn codes(comparison: &Comparison, values: ArrayRef, chunk: &Inner) -> Option<Test> {
-    // Only what can be asked of anything can be true of a null.
-    let ask_null = matches!(comparison, Comparison::OnDictionary(_))
-        && chunk.known().statistics.null_count > 0;
+    let ask_null = may_be_true_of_null(comparison) && chunk.known().statistics.null_count > 0;
     let len = values.len();
     let asked = match ask_null {
         false => values,
@@ -313,34 +322,59 @@ fn codes(comparison: &Comparison, values: ArrayRef, chunk: &Inner) -> Option<Tes
 
 /// The ranges of packed integers of which a predicate is true; `None` of too many.
 fn ranges(comparison: &Comparison, base: i128) -> Option<Test> {
-    let never = Test::Always {
-        valid: false,
-        null: false,
+    let ranges = match comparison {
+        // One range left out is read as easily as one taken.
+        Comparison::Compare {
+            op: Operator::NotEq,
+            value,
+        } => {
+            let Some(value) = integer(value.get().0, 0)? else {
+                return Some(Test::Ranges {
+                    ranges: vec![],
+                    negated: false,
+                });
+            };
+            return Some(Test::Ranges {
+                ranges: packed_range(value, value, base).into_iter().collect(),
+                negated: true,
+            });
+        }
+        comparison => packed_ranges(comparison, base)?,
     };
-    let of = |low: i128, high: i128, negated: bool| {
-        let ranges = packed_range(low, high, base).into_iter().collect();
-        Test::Ranges { ranges, negated }
-    };
+    (ranges.len() <= RANGES_MAX).then_some(Test::Ranges {
+        ranges,
+        negated: false,
+    })
+}
+
+/// The ranges of packed integers, ascending and apart, of which a predicate is true; `None` where
+/// it is not about integers.
+fn packed_ranges(comparison: &Comparison, base: i128) -> Option<Vec<RangeInclusive<u64>>> {
+    let of = |low: i128, high: i128| packed_range(low, high, base);
     Some(match comparison {
         Comparison::Compare { op, value } => {
-            let (array, _) = value.get();
-            let Some(value) = integer(array, 0)? else {
-                return Some(never);
+            // Nothing compares with a null.
+            let Some(value) = integer(value.get().0, 0)? else {
+                return Some(vec![]);
             };
-            match op {
-                Operator::Eq => of(value, value, false),
-                Operator::NotEq => of(value, value, true),
-                Operator::LtEq => of(i128::MIN, value, false),
-                Operator::Lt => of(value, i128::MAX, true),
-                Operator::GtEq => of(value, i128::MAX, false),
-                Operator::Gt => of(i128::MIN, value, true),
-            }
+            let below = || of(i128::MIN, value.checked_sub(1)?);
+            let above = || of(value.checked_add(1)?, i128::MAX);
+            let ranges = match op {
+                Operator::Eq => [of(value, value), None],
+                Operator::NotEq => [below(), above()],
+                Operator::LtEq => [of(i128::MIN, value), None],
+                Operator::Lt => [below(), None],
+                Operator::GtEq => [of(value, i128::MAX), None],
+                Operator::Gt => [above(), None],
+            };
+            ranges.into_iter().flatten().collect()
         }
-        Comparison::Between { low, high } => {
-            match (integer(low.get().0, 0)?, integer(high.get().0, 0)?) {
-                (Some(low), Some(high)) => of(low, high, false),
-                _ => never,
+        Comparison::All(all) => {
+            let mut common = vec![0..=u64::MAX];
+            for comparison in all {
+                common = intersection(&common, &packed_ranges(comparison, base)?);
             }
+            common
         }
         Comparison::In { values } => {
             let mut inside = Vec::with_capacity(values.len());
@@ -358,20 +392,22 @@ fn ranges(comparison: &Comparison, base: i128) -> Option<Test> {
                     _ => ranges.push(value..=value),
                 }
             }
-            let ranges: Vec<_> = ranges
-                .iter()
-                .filter_map(|range| packed_range(*range.start(), *range.end(), base))
-                .collect();
-            if ranges.len() > RANGES_MAX {
-                return None;
-            }
-            Test::Ranges {
-                ranges,
-                negated: false,
-            }
+            let ranges = ranges.iter();
+            ranges
+                .filter_map(|range| of(*range.start(), *range.end()))
+                .collect()
         }
         Comparison::IsNull | Comparison::IsNotNull | Comparison::OnDictionary(_) => return None,
     })
+}
+
+/// What is in both of two lists of ranges, each ascending and apart.
+fn intersection(a: &[RangeInclusive<u64>], b: &[RangeInclusive<u64>]) -> Vec<RangeInclusive<u64>> {
+    let pairs = a.iter().flat_map(|a| b.iter().map(move |b| (a, b)));
+    pairs
+        .map(|(a, b)| *a.start().max(b.start())..=*a.end().min(b.end()))
+        .filter(|both| !both.is_empty())
+        .collect()
 }
 
 /// What is packed of the integers from `low` to `high`; `None` where nothing can be.

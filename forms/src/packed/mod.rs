@@ -531,8 +531,13 @@ impl Inner {
                 if parts.all_null {
                     return Ok(new_null_array(&self.data_type, kept));
                 }
-                // Above this share, unpacking all and filtering is as fast.
-                if kept * 4 <= rows {
+                // Above this share, unpacking all and filtering is as fast. Integers are narrow
+                // until they are taken, so they are not widened in vain.
+                let quarters = match self.encoding {
+                    Encoding::Integers => 3,
+                    _ => 1,
+                };
+                if kept * 4 <= rows * quarters {
                     let rows: Vec<u32> = keep.set_indices_u32().collect();
                     return self.decode(&parts, Some(&rows));
                 }

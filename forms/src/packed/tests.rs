@@ -156,10 +156,18 @@ fn assert_compares(array: &ArrayRef) {
                 value: value.clone(),
             });
         }
-        comparisons.push(Comparison::Between {
-            low: value.clone(),
-            high: operands[(at + 2) % operands.len()].clone(),
-        });
+        let bound = |op, value: &Scalar<ArrayRef>| Comparison::Compare {
+            op,
+            value: value.clone(),
+        };
+        let other = &operands[(at + 2) % operands.len()];
+        for (low, high) in [
+            (Operator::GtEq, Operator::Lt),
+            (Operator::Gt, Operator::LtEq),
+            (Operator::NotEq, Operator::LtEq),
+        ] {
+            comparisons.push(Comparison::All(vec![bound(low, value), bound(high, other)]));
+        }
     }
     let lists: Vec<ArrayRef> = operands.iter().map(|v| v.clone().into_inner()).collect();
     for lists in [
@@ -226,10 +234,12 @@ fn kernel(comparison: &Comparison, values: &ArrayRef) -> BooleanArray {
             Operator::GtEq => cmp::gt_eq(values, value),
         }
         .unwrap(),
-        Comparison::Between { low, high } => {
-            let above = cmp::gt_eq(values, low).unwrap();
-            let below = cmp::lt_eq(values, high).unwrap();
-            arrow::compute::and_kleene(&above, &below).unwrap()
+        Comparison::All(all) => {
+            let mut hits = BooleanArray::new(BooleanBuffer::new_set(values.len()), None);
+            for comparison in all {
+                hits = arrow::compute::and_kleene(&hits, &kernel(comparison, values)).unwrap();
+            }
+            hits
         }
         Comparison::In { values: list } => {
             let mut hits = BooleanArray::new(BooleanBuffer::new_unset(values.len()), None);

@@ -11,6 +11,7 @@ use datafusion::execution::context::{SessionConfig, SessionContext};
 use datafusion::prelude::ParquetReadOptions;
 use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{FormChoice, LayoutDocument, LayoutVersion, TableName};
+use stoa_metastore::WorkerState;
 use stoa_reader::CachedChunk;
 use stoa_tests::scratch::CacheDirectory;
 use stoa_tests::tpch;
@@ -23,10 +24,14 @@ struct Cache {
 
 impl Cache {
     async fn start() -> Cache {
+        Cache::with_capacity(512 << 20).await
+    }
+
+    async fn with_capacity(capacity_bytes: u64) -> Cache {
         let directory = CacheDirectory::new().unwrap();
         let settings = EmbeddedSettings {
             cache_directory: directory.path(),
-            capacity_bytes: 512 << 20,
+            capacity_bytes,
             freshness: None,
             ..EmbeddedSettings::default()
         };
@@ -39,7 +44,7 @@ impl Cache {
     }
 
     /// Loads `columns` of a table of TPC-H, all of them where none is given.
-    async fn load(&self, table: &str, columns: Option<&[&str]>, form: FormChoice) {
+    async fn load(&self, table: &str, columns: Option<&[&str]>, form: FormChoice) -> WorkerState {
         let name = TableName::new("tpch", table).unwrap();
         let location = format!("{}/", tpch::data().unwrap().join(table).display());
         let mut document = LayoutDocument::new(name, LayoutVersion::FIRST, location);
@@ -49,7 +54,7 @@ impl Cache {
         self.embedded
             .wait_loaded(&document, Duration::from_secs(60))
             .await
-            .unwrap();
+            .unwrap()
     }
 
     async fn session(&self, config: SessionConfig) -> SessionContext {
@@ -324,6 +329,33 @@ async fn stored_as_stoa_publishes_and_loads() {
     let error = session.sql(elsewhere).await.unwrap_err().to_string();
     assert!(error.contains("already"), "{error}");
     cache.embedded.shutdown().await;
+}
+
+/// The cache is far too small for the table: waiting for the load ends with what fits, and queries
+/// take that from memory and the rest from the files.
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_for_a_load_ends_when_chunks_are_left_out() {
+    let sql = "select count(*), sum(l_orderkey), max(l_comment) from lineitem";
+    let plain = stock(SessionConfig::new(), &["lineitem"]).await;
+    let expected = answer(&plain, sql).await;
+    for form in [FormChoice::Auto, FormChoice::Arrow, FormChoice::Packed] {
+        let cache = Cache::with_capacity(2 << 20).await;
+        let state = cache.load("lineitem", None, form).await;
+        let table = &state.tables["tpch.lineitem"];
+        assert_eq!(table.current.unwrap().version, 1, "{table:?}");
+        assert!(table.chunks_done > 0, "{form:?}: {table:?}");
+        let session = cache.session(SessionConfig::new()).await;
+        assert_eq!(answer(&session, sql).await, expected, "{form:?}");
+        assert!(
+            metric(&session, sql, "stoa_shared_memory_chunks").await > 0,
+            "{form:?}"
+        );
+        assert!(
+            metric(&session, sql, "stoa_origin_chunks").await > 0,
+            "{form:?}"
+        );
+        cache.embedded.shutdown().await;
+    }
 }
 
 /// A cache that is missing, empty or full of rubbish is a miss: the query reads the origin.
