@@ -117,7 +117,7 @@ if ! "$quick"; then
     cargo test --workspace --doc --locked </dev/null
 
     step "documentation"
-    cargo doc --workspace --no-deps --locked </dev/null
+    RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings" cargo doc --workspace --no-deps --locked </dev/null
 fi
 
 step "all passed"
