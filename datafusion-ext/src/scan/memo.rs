@@ -50,12 +50,24 @@ pub(super) struct Memo {
 /// Whether a column's values are integers that fit a memo's keys.
 pub(super) fn has_keys(data_type: &DataType) -> bool {
     use DataType::*;
-    match data_type {
-        Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64 | Date32 | Date64 => true,
-        Time32(_) | Time64(_) | Timestamp(_, _) | Duration(_) => true,
-        Decimal32(_, _) | Decimal64(_, _) => true,
-        _ => false,
-    }
+    matches!(
+        data_type,
+        Int8 | Int16
+            | Int32
+            | Int64
+            | UInt8
+            | UInt16
+            | UInt32
+            | UInt64
+            | Date32
+            | Date64
+            | Time32(_)
+            | Time64(_)
+            | Timestamp(_, _)
+            | Duration(_)
+            | Decimal32(_, _)
+            | Decimal64(_, _)
+    )
 }
 
 impl Memo {
