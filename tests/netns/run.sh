@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Three workers in three network namespaces with mutual TLS: TPC-H from any of them out of the
-# memory of all, then the same under partitions, deaths and slow links.
+# memory of all, then the same under new certificates, partitions, deaths and slow links.
 #
 # Inputs: root; ip and tc (iproute2), etcd, openssl, curl, python3, which are installed where that is
 #         possible without asking.
@@ -340,6 +340,14 @@ loop() {
 }
 
 loop usual
+say "every node gets a new certificate"
+(for node in 1 2 3; do
+    sleep "$((seconds / 5 + 1))"
+    certificate "n$node" "10.213.0.1$node" ca
+done) &
+rotation=$!
+loop rotated
+wait "$rotation"
 say "n2 is partitioned away"
 in_namespace hub ip link set port2 down
 loop partitioned
@@ -392,6 +400,11 @@ def shown(phase, query):
 print("ms as median (most); chunks as local/remote/origin/failed")
 print(f"{'fault':12} {'query':5} {'before':>14} {'first':>7} {'during':>14} {'after':>14}  "
       f"{'chunks before':>16} {'during':>16} {'after':>16}")
+for query in ("q6", "q3"):
+    local, remote, origin, failed = map(int, sources["rotated", query].split("/"))
+    if not remote or origin or failed:
+        print(f"{query}, new certificates: chunks {sources['rotated', query]}, expected local and remote ones only")
+        bad = True
 before = "usual"
 for fault, after in faults:
     if (fault, "q6") not in times:

@@ -222,6 +222,11 @@ impl Client {
         let mut choice = crate::driver::Choice::new(self.state.paths_to(peer));
         let asking = async {
             loop {
+                // Calls with one deadline end together: the first that does may close a link that
+                // fell silent, and what the others see of it is not why they end.
+                if Instant::now() >= deadline {
+                    return Err(passed(&format!("peer {}", peer.id), started));
+                }
                 let chosen = choice.pick(&peer.id, deadline)?;
                 let link = match chosen.link(Lane::Small).await {
                     Ok(link) => link,
