@@ -7,7 +7,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -36,7 +36,10 @@ fn address() -> IpAddr {
 
 /// A sealed file on tmpfs, mapped read-only, as segments of a cache are.
 fn sealed(segment: u64, bytes: usize) -> Segment {
-    let path = format!("/dev/shm/stoa-rdma-{}-{segment}", std::process::id());
+    // Tests run side by side in one process.
+    static FILES: AtomicU64 = AtomicU64::new(0);
+    let file = FILES.fetch_add(1, Ordering::Relaxed);
+    let path = format!("/dev/shm/stoa-rdma-{}-{file}", std::process::id());
     let mut options = std::fs::OpenOptions::new();
     let options = options.create_new(true).write(true).mode(0o440);
     options
