@@ -338,12 +338,10 @@ impl Filters {
                     }
                     _ => None,
                 };
-                let has_memo = match (schema.fields().as_ref(), &comparison) {
-                    (_, Some(Comparison::Compare { .. } | Comparison::IsNull)) => false,
-                    (_, Some(Comparison::IsNotNull) | None) => false,
-                    ([field], Some(_)) => has_keys(field.data_type()),
-                    _ => false,
-                };
+                let has_memo = matches!(
+                    comparison,
+                    Some(Comparison::In { .. } | Comparison::OnDictionary(_))
+                ) && has_keys(schema.field(0).data_type());
                 let conjunct = Conjunct {
                     expr,
                     schema,

@@ -49,25 +49,11 @@ pub(super) struct Memo {
 
 /// Whether a column's values are integers that fit a memo's keys.
 pub(super) fn has_keys(data_type: &DataType) -> bool {
-    use DataType::*;
-    matches!(
-        data_type,
-        Int8 | Int16
-            | Int32
-            | Int64
-            | UInt8
-            | UInt16
-            | UInt32
-            | UInt64
-            | Date32
-            | Date64
-            | Time32(_)
-            | Time64(_)
-            | Timestamp(_, _)
-            | Duration(_)
-            | Decimal32(_, _)
-            | Decimal64(_, _)
-    )
+    match data_type {
+        DataType::Decimal32(_, _) | DataType::Decimal64(_, _) => true,
+        DataType::Interval(_) => false,
+        other => other.is_integer() || other.is_temporal(),
+    }
 }
 
 impl Memo {

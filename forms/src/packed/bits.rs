@@ -546,7 +546,7 @@ fn widen<N: Copy + Into<u64>, O: Target>(numbers: &[N; VECTOR], add: O, out: &mu
     }
 }
 
-/// Appends the numbers at some positions.
+/// Appends the numbers at some positions, which lie within the vector.
 #[inline]
 fn take<N: Copy + Into<u64>, O: Target>(
     numbers: &[N; VECTOR],
@@ -554,7 +554,7 @@ fn take<N: Copy + Into<u64>, O: Target>(
     add: O,
     out: &mut Vec<O>,
 ) {
-    out.extend(positions.map(|at| add.wrapping_add(O::from_u64(numbers[at % VECTOR].into()))));
+    out.extend(positions.map(|at| add.wrapping_add(O::from_u64(numbers[at].into()))));
 }
 
 impl<'a> Stream<'a> {

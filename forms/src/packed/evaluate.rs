@@ -322,25 +322,19 @@ fn codes(comparison: &Comparison, values: ArrayRef, chunk: &Inner) -> Option<Tes
 
 /// The ranges of packed integers of which a predicate is true; `None` of too many.
 fn ranges(comparison: &Comparison, base: i128) -> Option<Test> {
-    let ranges = match comparison {
-        // One range left out is read as easily as one taken.
-        Comparison::Compare {
-            op: Operator::NotEq,
-            value,
-        } => {
-            let Some(value) = integer(value.get().0, 0)? else {
-                return Some(Test::Ranges {
-                    ranges: vec![],
-                    negated: false,
-                });
-            };
-            return Some(Test::Ranges {
-                ranges: packed_range(value, value, base).into_iter().collect(),
-                negated: true,
-            });
-        }
-        comparison => packed_ranges(comparison, base)?,
-    };
+    // One range left out is read as easily as one taken.
+    if let Comparison::Compare {
+        op: Operator::NotEq,
+        value,
+    } = comparison
+        && let Some(value) = integer(value.get().0, 0)?
+    {
+        return Some(Test::Ranges {
+            ranges: packed_range(value, value, base).into_iter().collect(),
+            negated: true,
+        });
+    }
+    let ranges = packed_ranges(comparison, base)?;
     (ranges.len() <= RANGES_MAX).then_some(Test::Ranges {
         ranges,
         negated: false,
