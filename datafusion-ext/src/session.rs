@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::common::Result;
+use datafusion::common::config::OptimizerOptions;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
 use stoa_layout::TableName;
@@ -15,8 +16,15 @@ use crate::catalog::{StoaCatalog, Tables};
 use crate::factory::StoaTableFactory;
 use crate::functions::{SystemFunction, SystemTable};
 use crate::rule::CacheParquetScans;
+use crate::selectivity::with_estimates;
 use crate::table::StoaTable;
 use crate::{StoaOptions, embedded::Publisher};
+
+/// The side of a join that is read into one table rather than one a partition, at most: in bytes,
+/// and in rows where the bytes are not known. DataFusion's own 1 MiB and 128 Ki rows are careful
+/// with estimates; where scans cost little, dividing both sides is what a join takes longest for.
+const BUILD_BYTES: usize = 8 << 20;
+const BUILD_ROWS: usize = 1 << 20;
 
 /// The cache as DataFusion sessions use it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,7 +65,9 @@ impl Stoa {
     }
 
     /// Adds to a session: every cached table as `schema.table`, `STORED AS STOA`, the settings
-    /// under `stoa.`, the table functions, and the rule that caches other scans of Parquet.
+    /// under `stoa.`, the table functions, the rule that caches other scans of Parquet, and the
+    /// one that reckons with counts of distinct values. Up to 8 MiB of a join's smaller side are
+    /// read into one table, where the session has DataFusion's limit of 1 MiB.
     ///
     /// # Errors
     /// If the session has no default catalog.
@@ -71,10 +81,13 @@ impl Stoa {
                 .extensions
                 .insert(StoaOptions::default());
         }
+        joins(&mut config.options_mut().optimizer);
         let factory = StoaTableFactory::new(Arc::clone(&self.tables), self.publisher.clone());
+        let rules = with_estimates(state.physical_optimizers());
         let state = SessionStateBuilder::new_from_existing(state)
             .with_config(config)
             .with_table_factory("STOA".to_owned(), Arc::new(factory))
+            .with_physical_optimizer_rules(rules)
             .with_physical_optimizer_rule(Arc::new(CacheParquetScans::new(self.reader().clone())))
             .build();
         let catalogs = Arc::clone(state.catalog_list());
@@ -90,4 +103,24 @@ impl Stoa {
         }
         Ok(())
     }
+}
+
+/// Raises the limits of joins that are DataFusion's own; what a session has set stays.
+fn joins(options: &mut OptimizerOptions) {
+    let own = OptimizerOptions::default();
+    let raise = |limit: &mut usize, own: usize, to: usize| {
+        if *limit == own {
+            *limit = to;
+        }
+    };
+    raise(
+        &mut options.hash_join_single_partition_threshold,
+        own.hash_join_single_partition_threshold,
+        BUILD_BYTES,
+    );
+    raise(
+        &mut options.hash_join_single_partition_threshold_rows,
+        own.hash_join_single_partition_threshold_rows,
+        BUILD_ROWS,
+    );
 }
