@@ -45,6 +45,13 @@ pub enum Comparison {
         /// The values, as one array.
         values: ArrayRef,
     },
+    /// `column LIKE '%text%'`, of strings; neither that nor its opposite is true of a null.
+    Contains {
+        /// What to look for.
+        text: String,
+        /// `NOT LIKE`
+        negated: bool,
+    },
     /// `column IS NULL`
     IsNull,
     /// `column IS NOT NULL`
@@ -62,6 +69,10 @@ impl fmt::Debug for Comparison {
             Comparison::Compare { op, value } => write!(f, "{op:?} {value:?}"),
             Comparison::All(all) => f.debug_list().entries(all).finish(),
             Comparison::In { values } => write!(f, "in {values:?}"),
+            Comparison::Contains { text, negated } => {
+                let not = if *negated { "not " } else { "" };
+                write!(f, "{not}contains {text:?}")
+            }
             Comparison::IsNull => f.write_str("is null"),
             Comparison::IsNotNull => f.write_str("is not null"),
             Comparison::OnDictionary(_) => f.write_str("on dictionary"),

@@ -81,6 +81,7 @@ fuzz_target!(|input: &[u8]| {
         Comparison::OnDictionary(Arc::new(|values: &ArrayRef| {
             Some(BooleanArray::from_iter((0..values.len()).map(|i| Some(i % 2 == 0))))
         })),
+        Comparison::Contains { text: char::from(choice[5]).to_string(), negated: false },
     ];
     for block in 0..chunk.blocks() {
         let rows = chunk.block_rows(block);
@@ -105,6 +106,6 @@ fuzz_target!(|input: &[u8]| {
                 let _ = prepared.evaluate(block);
             }
         }
-        comparisons.truncate(3);
+        comparisons.truncate(4);
     }
 });

@@ -12,6 +12,9 @@ const MEMORY_ROWS: u64 = 32 * stoa_forms::BLOCK_ROWS as u64;
 /// table.
 const RETRY_BLOCKS: u32 = 32;
 
+/// Nanoseconds to take one value from between others, roughly.
+const TAKE_NS: f64 = 6.0;
+
 /// What a row costs, in nanoseconds, beyond the filter itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Stakes {
@@ -104,11 +107,10 @@ impl Observed {
     }
 }
 
-/// Whether to evaluate the next filter on surviving rows only, instead of on the whole block.
-///
-/// Taking rows from between costs about as much as evaluating a simple filter on eight.
-pub(crate) fn on_survivors(kept: usize, rows: usize) -> bool {
-    kept * 8 < rows
+/// Whether to evaluate the next filter on surviving rows only, instead of on the whole block, of
+/// which a value costs `value_ns` to decode and to look at.
+pub(crate) fn on_survivors(kept: usize, rows: usize, value_ns: f64) -> bool {
+    kept as f64 * (value_ns + TAKE_NS) < rows as f64 * value_ns
 }
 
 /// Whether a block of which `kept` of `rows` survive optional filters is better handed on whole.
@@ -193,6 +195,8 @@ mod tests {
     fn few_survivors_are_worth_copying_and_many_are_not() {
         assert!(!hand_on_whole(10, BLOCK, STAKES));
         assert!(hand_on_whole(BLOCK - 10, BLOCK, STAKES));
-        assert!(on_survivors(10, BLOCK) && !on_survivors(BLOCK / 2, BLOCK));
+        assert!(on_survivors(10, BLOCK, 1.0) && !on_survivors(BLOCK / 2, BLOCK, 1.0));
+        // What is dear to look at is worth taking half of the rows for.
+        assert!(on_survivors(BLOCK / 2, BLOCK, 12.0) && !on_survivors(BLOCK, BLOCK, 100.0));
     }
 }

@@ -20,7 +20,7 @@ use datafusion::logical_expr::Operator;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{
     BinaryExpr, Column, DynamicFilterPhysicalExpr, DynamicFilterTracking, InListExpr,
-    IsNotNullExpr, IsNullExpr, Literal,
+    IsNotNullExpr, IsNullExpr, LikeExpr, Literal,
 };
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns, split_conjunction};
 use datafusion::physical_expr_common::physical_expr::{
@@ -30,14 +30,14 @@ use stoa_forms::{Comparison, Operator as Compare, Prepared};
 
 use super::adaptive::{Observed, Stakes, Verdict};
 use super::memo::{Memo, has_keys};
-use super::row_group::CachedRowGroup;
+use super::row_group::{CachedRowGroup, decode_ns};
 
 /// The longest list that is handed to a chunk as values; longer ones have a hash table already.
 const IN_VALUES_MAX: usize = 256;
 
 /// What operators above the scan do with a row that a dynamic filter would have removed: at least
-/// hash it, copy it to another partition, and look it up in vain.
-const DOWNSTREAM_NS: f64 = 25.0;
+/// hash it, and look it up in vain.
+const DOWNSTREAM_NS: f64 = 15.0;
 
 /// What one conjunct has shown so far, shared by all files that a partition reads.
 #[derive(Debug, Default)]
@@ -151,6 +151,19 @@ impl Conjunct {
             }
         }
         evaluate(&self.expr, &self.schema, arrays, rows)
+    }
+
+    /// Nanoseconds to decode and to look at a row's values, roughly.
+    pub(super) fn value_ns(&self, group: &CachedRowGroup) -> f64 {
+        let fields = self.columns.iter().zip(self.schema.fields());
+        let values = fields.map(|(column, field)| {
+            let looking = match field.data_type() {
+                DataType::Utf8View | DataType::BinaryView => 8.0,
+                _ => 1.0,
+            };
+            decode_ns(group.chunk(*column), field.data_type()) + looking
+        });
+        values.sum()
     }
 
     /// What is at stake for each row: `decode_ns` is what the columns of a row cost to decode and
@@ -432,6 +445,15 @@ fn simple(expr: &Arc<dyn PhysicalExpr>, of: &DataType) -> Option<Comparison> {
         let values = ScalarValue::iter_to_array(values.collect::<Option<Vec<_>>>()?).ok()?;
         return Some(Comparison::In { values });
     }
+    if let Some(like) = expr.downcast_ref::<LikeExpr>() {
+        like.expr().downcast_ref::<Column>()?;
+        let pattern = literal_of(like.pattern(), of)?;
+        let text = middle(pattern.try_as_str()??).filter(|_| !like.case_insensitive())?;
+        return Some(Comparison::Contains {
+            text: text.to_owned(),
+            negated: like.negated(),
+        });
+    }
     let binary = expr.downcast_ref::<BinaryExpr>()?;
     let (op, value) = if binary.left().downcast_ref::<Column>().is_some() {
         (*binary.op(), literal_of(binary.right(), of)?)
@@ -452,6 +474,12 @@ fn simple(expr: &Arc<dyn PhysicalExpr>, of: &DataType) -> Option<Comparison> {
     Some(Comparison::Compare { op, value })
 }
 
+/// The text that a pattern of `LIKE` has between two `%`, where there is nothing else to it.
+fn middle(pattern: &str) -> Option<&str> {
+    let text = pattern.strip_prefix('%')?.strip_suffix('%')?;
+    (!text.is_empty() && !text.contains(['%', '_', '\\'])).then_some(text)
+}
+
 /// The value of a literal of exactly the column's type.
 fn literal_of(expr: &Arc<dyn PhysicalExpr>, of: &DataType) -> Option<ScalarValue> {
     let value = expr.downcast_ref::<Literal>()?.value();
@@ -463,7 +491,7 @@ mod tests {
     use super::*;
     use arrow::array::{AsArray, Int32Array, StringViewArray};
     use arrow::datatypes::Field;
-    use datafusion::physical_expr::expressions::{binary, col, in_list, lit};
+    use datafusion::physical_expr::expressions::{binary, col, in_list, like, lit};
 
     fn schema() -> SchemaRef {
         Arc::new(Schema::new(vec![
@@ -547,27 +575,45 @@ mod tests {
         assert!(simple(&swapped, &DataType::Int64).is_none());
     }
 
-    #[test]
-    fn what_is_not_simple_is_a_function_of_distinct_values() {
+    fn is_not_like(pattern: &str, case_insensitive: bool) -> Arc<dyn PhysicalExpr> {
         let schema = schema();
-        let like = datafusion::physical_expr::expressions::like(
-            false,
-            false,
+        let pattern = lit(ScalarValue::Utf8View(Some(pattern.to_owned())));
+        like(
+            true,
+            case_insensitive,
             col("b", &schema).unwrap(),
-            lit(ScalarValue::Utf8View(Some("%z%".to_owned()))),
+            pattern,
             &schema,
         )
-        .unwrap();
-        let mut filters = filters(&like, &[1], false);
+        .unwrap()
+    }
+
+    #[test]
+    fn a_text_anywhere_in_a_value_is_looked_for() {
+        let simple = |pattern, insensitive| {
+            simple(&is_not_like(pattern, insensitive), &DataType::Utf8View)
+                .map(|found| format!("{found:?}"))
+        };
+        let found = simple("%a b%", false);
+        assert_eq!(found.as_deref(), Some("not contains \"a b\""));
+        for pattern in ["a%", "%a", "%", "%%", "%a%b%", "%a_%", "%a\\%%"] {
+            assert_eq!(simple(pattern, false), None, "{pattern}");
+        }
+        assert_eq!(simple("%a%", true), None);
+    }
+
+    #[test]
+    fn what_is_not_simple_is_a_function_of_distinct_values() {
+        let mut filters = filters(&is_not_like("%z_%", false), &[1], false);
         let Some(Comparison::OnDictionary(of)) = &filters.current()[0].comparison else {
             panic!("LIKE is no simple comparison")
         };
-        let values: ArrayRef = Arc::new(StringViewArray::from(vec![Some("azb"), None, Some("b")]));
+        let values: ArrayRef = Arc::new(StringViewArray::from(vec![Some("azb"), None, Some("z")]));
         let matches = of(&values).unwrap();
         assert_eq!(matches.null_count(), 0);
         assert_eq!(
             matches.values().iter().collect::<Vec<_>>(),
-            [true, false, false]
+            [false, false, true]
         );
     }
 

@@ -9,10 +9,13 @@
 //! keys of a column lie far apart but those of a block close together, as in a column that is
 //! sorted, they cover a window that moves. Where neither is so, or answers are hardly ever used
 //! again, the memo is given up.
+//!
+//! Where equal keys stand together, as in a table sorted by them, nothing has to be kept: the first
+//! row of each run is asked about.
 
 use std::ops::RangeInclusive;
 
-use arrow::array::{Array, ArrayRef, UInt32Array, new_null_array};
+use arrow::array::{Array, ArrayRef, BooleanBufferBuilder, UInt32Array, new_null_array};
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
 use arrow::compute::take;
 use arrow::datatypes::{ArrowNativeType, DataType};
@@ -34,6 +37,9 @@ const MISS: u8 = 1;
 const HIT: u8 = 2;
 /// Being asked about.
 const PENDING: u8 = 3;
+
+/// Rows that tell whether equal keys stand together.
+const RUN_SAMPLE: usize = 64;
 
 /// The answers of one deterministic predicate on one column of integers.
 #[derive(Debug, Default)]
@@ -64,10 +70,22 @@ impl Memo {
         array: &ArrayRef,
         ask: impl Fn(ArrayRef) -> Result<BooleanBuffer>,
     ) -> Option<Result<BooleanBuffer>> {
-        if self.given_up || array.is_empty() {
+        if array.is_empty() {
             return None;
         }
         let data = array.to_data();
+        if data.null_count() == 0
+            && let Some(heads) = match data.data_type().primitive_width() {
+                Some(4) => heads(&data.buffer::<i32>(0)[..data.len()]),
+                Some(8) => heads(&data.buffer::<i64>(0)[..data.len()]),
+                _ => None,
+            }
+        {
+            return Some(of_runs(array, heads, ask));
+        }
+        if self.given_up {
+            return None;
+        }
         let found = match data.data_type().primitive_width() {
             Some(1) => self.rows_of(&data.buffer::<i8>(0)[..data.len()], array, &ask),
             Some(2) => self.rows_of(&data.buffer::<i16>(0)[..data.len()], array, &ask),
@@ -248,6 +266,39 @@ impl Memo {
     }
 }
 
+/// The first row of each run of equal keys; `None` where runs are shorter than two rows on average.
+fn heads<N: PartialEq>(keys: &[N]) -> Option<Vec<u32>> {
+    let changes = |keys: &[N]| keys.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    if (changes(&keys[..keys.len().min(RUN_SAMPLE)]) + 1) * 2 > keys.len().min(RUN_SAMPLE) {
+        return None;
+    }
+    let mut heads = vec![0u32; keys.len()];
+    let mut count = 1;
+    for (row, pair) in keys.windows(2).enumerate() {
+        // Always written, and kept if it is one: whether it is cannot be predicted.
+        heads[count] = row as u32 + 1;
+        count += usize::from(pair[0] != pair[1]);
+    }
+    heads.truncate(count);
+    (count * 2 <= keys.len()).then_some(heads)
+}
+
+/// The rows of which the predicate is true, asked about the first row of each run.
+fn of_runs(
+    array: &ArrayRef,
+    heads: Vec<u32>,
+    ask: impl Fn(ArrayRef) -> Result<BooleanBuffer>,
+) -> Result<BooleanBuffer> {
+    let heads = UInt32Array::from(heads);
+    let said = ask(take(array, &heads, None)?)?;
+    let mut hits = BooleanBufferBuilder::new(array.len());
+    let ends = heads.values().iter().skip(1).map(|head| *head as usize);
+    for (hit, end) in said.iter().zip(ends.chain([array.len()])) {
+        hits.append_n(end - hits.len(), hit);
+    }
+    Ok(hits.finish())
+}
+
 /// The least and the largest of the valid keys.
 fn extremes<N: ArrowNativeType + Into<i64>>(
     keys: &[N],
@@ -312,14 +363,28 @@ mod tests {
     }
 
     #[test]
-    fn sorted_keys_of_any_range_have_a_window() {
+    fn close_keys_of_any_range_have_a_window() {
         let mut memo = Memo::default();
         for block in 0..64 {
             let first = block * 50_000_000;
-            let keys = (0..ROWS as i64).map(|row| Some(first + row / 4 * 8));
+            let keys = (0..ROWS as i64).map(|row| Some(first + row % (ROWS as i64 / 4) * 8));
             assert_eq!(check(&mut memo, keys.collect()), Some(ROWS / 4));
             assert!(memo.answers.len() <= KEYS_FEW as usize);
         }
+    }
+
+    #[test]
+    fn of_equal_keys_that_stand_together_the_first_is_asked_about() {
+        let mut memo = Memo::default();
+        for length in [2, 3, 4, 1000] {
+            let keys = (0..ROWS as i64).map(|row| Some(row / length * 1_000_003));
+            let runs = ROWS.div_ceil(length as usize);
+            assert_eq!(check(&mut memo, keys.collect()), Some(runs));
+        }
+        // Of runs that end after the sample, nothing is gained.
+        let keys = (0..ROWS as i64).map(|row| Some(if row < 100 { 0 } else { row }));
+        assert!(check(&mut memo, keys.collect()).is_some_and(|asked| asked > ROWS / 2));
+        assert!(memo.answers.len() >= ROWS);
     }
 
     #[test]

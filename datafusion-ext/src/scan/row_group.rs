@@ -221,7 +221,7 @@ impl Decoder {
 
 /// A block being read: its columns as far as they were asked for.
 pub(super) struct Block<'a> {
-    group: &'a CachedRowGroup,
+    pub(super) group: &'a CachedRowGroup,
     index: usize,
     pub(super) rows: usize,
     /// By position among the needed columns: the whole column.

@@ -489,7 +489,7 @@ fn apply(
         return Ok(keep.and(&matching));
     }
     let rows = keep.count(block.rows);
-    if !on_survivors(rows, block.rows) {
+    if !on_survivors(rows, block.rows, conjunct.value_ns(block.group)) {
         let arrays = conjunct.columns.iter().map(|column| block.whole(*column));
         let arrays = arrays.collect::<Result<Vec<_>, _>>()?;
         // Where this fails, it may be for a row that is not kept.

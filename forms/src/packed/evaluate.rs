@@ -2,19 +2,23 @@
 //!
 //! Integers are compared as they are packed: the predicate becomes ranges of what is added to the
 //! base. On a dictionary a predicate is evaluated once on the distinct values, by Arrow's own
-//! kernels, and becomes a set of codes.
+//! kernels, and becomes a set of codes. A piece of text is looked for in text as it lies there.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Datum, Scalar, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Datum, Scalar, StringViewArray, new_null_array,
+};
 use arrow::buffer::{BooleanBuffer, Buffer};
+use arrow::compute::contains;
 use arrow::compute::kernels::{boolean, cmp};
 use arrow::compute::{cast, concat};
 use arrow::datatypes::DataType;
 
 use super::bits::{Scratch, Stream, VECTOR, push_bits};
-use super::{Encoding, Inner, PackedChunk, Parts, Shared, integers, with_scratch};
+use super::search::Search;
+use super::{Encoding, Inner, PackedChunk, Parts, Shared, integers, text, with_scratch};
 use crate::Result;
 use crate::comparison::{Comparison, Operator};
 
@@ -46,6 +50,8 @@ enum Test {
         range: RangeInclusive<u64>,
         null: bool,
     },
+    /// Whether a piece of text is in the value, or is not if that is negated.
+    Contains { search: Search, negated: bool },
 }
 
 impl Prepared {
@@ -69,6 +75,19 @@ impl Prepared {
             }
             (comparison, _) if inner.encoding == Encoding::Integers => {
                 ranges(comparison, inner.base)?
+            }
+            (Comparison::Contains { text, negated }, shared)
+                if inner.data_type == DataType::Utf8View =>
+            {
+                let symbols = match shared {
+                    Shared::Symbols(symbols) => Some(symbols.as_ref()),
+                    _ if inner.encoding == Encoding::Text => None,
+                    _ => return None,
+                };
+                Test::Contains {
+                    search: Search::new(text.as_bytes(), symbols)?,
+                    negated: *negated,
+                }
             }
             _ => return None,
         };
@@ -111,7 +130,7 @@ impl Prepared {
         let parts = chunk.parts(block)?;
         let on_null = match &self.test {
             Test::Null(null) => *null,
-            Test::Ranges { .. } => false,
+            Test::Ranges { .. } | Test::Contains { .. } => false,
             Test::Always { null, .. } | Test::Codes { null, .. } | Test::CodeRange { null, .. } => {
                 *null
             }
@@ -132,6 +151,11 @@ impl Prepared {
             }
             Test::Codes { hits, .. } => {
                 with_scratch(|scratch| of_codes(chunk, &parts, hits, scratch))?
+            }
+            Test::Contains { search, negated } => {
+                let block = text::Block::open(&parts.payload, parts.rows)?;
+                let hits = with_scratch(|scratch| search.rows(&block, scratch))?;
+                if *negated { !&hits } else { hits }
             }
         };
         Ok(match &parts.nulls {
@@ -273,6 +297,14 @@ fn on_values(comparison: &Comparison, values: &ArrayRef) -> Option<BooleanArray>
             }
             Some(hits)
         }
+        Comparison::Contains { text, negated } => {
+            let text = StringViewArray::new_scalar(text);
+            let hits = contains(values, &text).ok()?;
+            match negated {
+                false => Some(hits),
+                true => boolean::not(&hits).ok(),
+            }
+        }
         Comparison::IsNull => boolean::is_null(values).ok(),
         Comparison::IsNotNull => boolean::is_not_null(values).ok(),
         Comparison::OnDictionary(evaluate) => {
@@ -391,7 +423,10 @@ fn packed_ranges(comparison: &Comparison, base: i128) -> Option<Vec<RangeInclusi
                 .filter_map(|range| of(*range.start(), *range.end()))
                 .collect()
         }
-        Comparison::IsNull | Comparison::IsNotNull | Comparison::OnDictionary(_) => return None,
+        Comparison::Contains { .. }
+        | Comparison::IsNull
+        | Comparison::IsNotNull
+        | Comparison::OnDictionary(_) => return None,
     })
 }
 

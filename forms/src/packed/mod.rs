@@ -48,6 +48,7 @@ mod dictionary;
 mod evaluate;
 mod floats;
 mod integers;
+mod search;
 mod text;
 mod write;
 

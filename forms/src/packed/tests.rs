@@ -136,6 +136,32 @@ fn operands(array: &ArrayRef) -> Vec<Scalar<ArrayRef>> {
     operands.into_iter().map(Scalar::new).collect()
 }
 
+/// Pieces of text to look for: of the values, and others.
+fn pieces(array: &ArrayRef) -> Vec<Comparison> {
+    let Some(values) = array.as_string_view_opt() else {
+        return vec![];
+    };
+    let mut pieces: Vec<String> = ["", "a", "aa", "abab", "ä", "word 1", "\u{10ffff}"]
+        .map(str::to_owned)
+        .to_vec();
+    for value in values.iter().flatten().step_by((array.len() / 6).max(1)) {
+        let characters: Vec<char> = value.chars().collect();
+        let third = characters.len() / 3;
+        pieces.push(value.to_owned());
+        pieces.push(characters[third..characters.len() - third].iter().collect());
+        pieces.push(characters[third..].iter().collect());
+    }
+    let pieces = pieces.into_iter();
+    pieces
+        .flat_map(|text| {
+            [false, true].map(|negated| Comparison::Contains {
+                text: text.clone(),
+                negated,
+            })
+        })
+        .collect()
+}
+
 /// Every predicate on packed values says what Arrow's kernels say of the array.
 fn assert_compares(array: &ArrayRef) {
     let chunk = Chunk::Packed(packed(array));
@@ -186,6 +212,7 @@ fn assert_compares(array: &ArrayRef) {
         Some(BooleanArray::from_iter(hashes.map(Some)))
     };
     comparisons.push(Comparison::OnDictionary(Arc::new(is_odd)));
+    comparisons.extend(pieces(array));
     for comparison in &comparisons {
         let prepared = chunk.prepare(comparison);
         if let Comparison::Compare {
@@ -248,6 +275,14 @@ fn kernel(comparison: &Comparison, values: &ArrayRef) -> BooleanArray {
                 hits = arrow::compute::or_kleene(&hits, &cmp::eq(values, &one).unwrap()).unwrap();
             }
             hits
+        }
+        Comparison::Contains { text, negated } => {
+            let hits = arrow::compute::contains(values, &StringViewArray::new_scalar(text));
+            let hits = hits.unwrap();
+            match negated {
+                true => arrow::compute::not(&hits).unwrap(),
+                false => hits,
+            }
         }
         Comparison::IsNull => arrow::compute::is_null(values).unwrap(),
         Comparison::IsNotNull => arrow::compute::is_not_null(values).unwrap(),
@@ -391,6 +426,32 @@ proptest! {
         assert_compares(&(Arc::new(BooleanArray::from_iter(values.iter().map(|v| v.map(|v| v % 3 == 0)))) as ArrayRef));
     }
 
+    /// Occurrences overlap, end values, and reach over their ends here.
+    #[test]
+    fn any_text_is_found_where_it_is(
+        values in prop::collection::vec(prop::option::weighted(0.95, "[ab]{0,30}"), 1..2500),
+        noise in prop::option::weighted(0.5, prop::collection::vec("[ -~]{0,12}", 2500)),
+    ) {
+        let values = values.iter().enumerate().map(|(at, value)| match (value, &noise) {
+            (Some(value), Some(noise)) => Some(format!("{value}{}", noise[at])),
+            (value, _) => value.clone(),
+        });
+        let array: ArrayRef = Arc::new(StringViewArray::from_iter(values));
+        let chunk = Chunk::Packed(packed(&array));
+        for text in ["a", "ab", "aa", "aba", "bbb", "aabaa", "abababab", "b ", "!", "baz"] {
+            for negated in [false, true] {
+                let text = text.to_owned();
+                let comparison = Comparison::Contains { text, negated };
+                let Some(prepared) = chunk.prepare(&comparison) else {
+                    panic!("{comparison:?} in {}", chunk.encoding());
+                };
+                let expected = kernel(&comparison, &array);
+                let expected: BooleanBuffer = expected.iter().map(|hit| hit == Some(true)).collect();
+                prop_assert_eq!(prepared.evaluate(0).unwrap(), expected, "{:?}", comparison);
+            }
+        }
+    }
+
     #[test]
     fn damage_is_an_error_and_never_a_panic(
         values in values(),
@@ -435,6 +496,10 @@ fn exercise(bytes: Bytes, data_type: &DataType) {
             Comparison::OnDictionary(Arc::new(|values: &ArrayRef| {
                 Some(BooleanArray::from(vec![true; values.len()]))
             })),
+            Comparison::Contains {
+                text: "a".to_owned(),
+                negated: false,
+            },
         ] {
             if let Some(prepared) = chunk.prepare(&comparison) {
                 let _ = prepared.evaluate(block);

@@ -42,7 +42,7 @@ const HEADER_BYTES: usize = 8;
 const SLACK_BYTES: usize = 16;
 /// Values up to this length lie within their view.
 const INLINE_MAX: usize = 12;
-const ESCAPE: u8 = 255;
+pub(super) const ESCAPE: u8 = 255;
 /// Longest symbol.
 const SYMBOL_BYTES: usize = 8;
 /// Text that symbols are trained on.
@@ -189,6 +189,15 @@ impl Symbols {
         Ok(symbols)
     }
 
+    /// What a code other than [`ESCAPE`] stands for, and its length; nothing where it is no symbol.
+    pub(super) fn symbol(&self, code: u8) -> ([u8; SYMBOL_BYTES], usize) {
+        let code = usize::from(code);
+        (
+            self.words[code].to_le_bytes(),
+            usize::from(self.lengths[code]),
+        )
+    }
+
     /// Appends the text of `codes` to `out`, and to `starts` where in `out` the text of each code
     /// begins, the end of the last one included.
     fn expand(
@@ -331,7 +340,7 @@ impl<'a> Block<'a> {
     }
 
     /// Where in the data each value begins, and the end of the last one.
-    fn starts(&self, scratch: &mut Scratch) -> Result<Vec<u32>> {
+    pub(super) fn starts(&self, scratch: &mut Scratch) -> Result<Vec<u32>> {
         let mut starts: Vec<u32> = Vec::with_capacity(self.stream.len() + 1);
         self.stream.decode(0, scratch, &mut starts)?;
         // Lengths that wrap would make sums wrap: a length is a part of the data or is corrupt.
@@ -346,6 +355,11 @@ impl<'a> Block<'a> {
         }
         starts.push(self.data_bytes as u32);
         Ok(starts)
+    }
+
+    /// The data of all values, one after the other.
+    pub(super) fn values(&self) -> &'a [u8] {
+        &self.bytes[self.data_at..self.data_at + self.data_bytes]
     }
 
     fn data(&self) -> &'a [u8] {
@@ -374,7 +388,7 @@ impl<'a> Block<'a> {
                 data: self.in_place(),
             });
         };
-        let codes = &self.data()[..self.data_bytes];
+        let codes = self.values();
         if self.raw_bytes > codes.len() * SYMBOL_BYTES {
             return Err(corrupt(
                 "bytes of the text",
