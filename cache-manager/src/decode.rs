@@ -248,20 +248,18 @@ impl Writer {
         }
     }
 
-    fn finish(self) -> stoa_forms::Result<Vec<u8>> {
+    /// The chunk's bytes, aligned as readers will see them.
+    fn finish(self) -> stoa_forms::Result<ArrowBuffer> {
         match self {
             Writer::Arrow(writer) => writer.finish(),
-            Writer::Packed(writer) => writer.finish(),
+            Writer::Packed(writer) => Ok(ArrowBuffer::from_slice_ref(writer.finish()?)),
         }
     }
 }
 
 /// The chunk's bytes, after the check that its readers leave out.
-fn validated(chunk: Vec<u8>, data_type: &DataType, form: Form) -> Result<Bytes, Failed> {
-    // Checked as readers will see it: aligned, which a vector is not.
-    let aligned = ArrowBuffer::from_slice_ref(&chunk);
-    drop(chunk);
-    let bytes = Bytes::from_owner(Aligned(aligned));
+fn validated(chunk: ArrowBuffer, data_type: &DataType, form: Form) -> Result<Bytes, Failed> {
+    let bytes = Bytes::from_owner(Aligned(chunk));
     match form {
         Form::Packed => stoa_forms::validate_packed(bytes.clone(), data_type)?,
         _ => stoa_forms::validate(bytes.clone(), data_type)?,

@@ -242,11 +242,11 @@ impl ArrowChunkWriter {
         Ok(())
     }
 
-    /// The chunk's bytes.
+    /// The chunk's bytes, aligned as readers want them.
     ///
     /// # Errors
     /// As [`ArrowChunkWriter::push`], for the last block.
-    pub fn finish(mut self) -> Result<Vec<u8>> {
+    pub fn finish(mut self) -> Result<Buffer> {
         if self.pending_rows > 0 {
             self.cut()?;
         }
@@ -266,16 +266,16 @@ impl ArrowChunkWriter {
         };
         let known_offset = if known.is_empty() { 0 } else { values_end };
         let total = values_end + known.len().next_multiple_of(ALIGN);
-        let mut out = Vec::with_capacity(total);
+        let mut out = MutableBuffer::with_capacity(total);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&[0u8; 2]);
         out.extend_from_slice(&(BLOCK_ROWS as u32).to_le_bytes());
         out.extend_from_slice(&self.rows.to_le_bytes());
         out.extend_from_slice(&(self.blocks.len() as u32).to_le_bytes());
         out.extend_from_slice(&shape.nodes.to_le_bytes());
         out.extend_from_slice(&shape.buffers.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&[0u8; 4]);
         out.extend_from_slice(&(total as u64).to_le_bytes());
         out.extend_from_slice(&(known_offset as u64).to_le_bytes());
         out.extend_from_slice(&(known.len() as u64).to_le_bytes());
@@ -310,7 +310,7 @@ impl ArrowChunkWriter {
         out.resize(values_end, 0);
         out.extend_from_slice(&known);
         out.resize(total, 0);
-        Ok(out)
+        Ok(out.into())
     }
 }
 
@@ -320,7 +320,7 @@ pub fn encode_arrow(arrays: &[ArrayRef], data_type: &DataType) -> Result<Vec<u8>
     for array in arrays {
         writer.push(array)?;
     }
-    writer.finish()
+    Ok(writer.finish()?.to_vec())
 }
 
 /// One array without offset, whose buffers hold its own values only.
@@ -332,6 +332,8 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
     let data = match gathered.data_type() {
         DataType::Utf8View => gathered.as_string_view().gc().into_data(),
         DataType::BinaryView => gathered.as_binary_view().gc().into_data(),
+        // Such an array's buffer begins with its first value.
+        data_type if data_type.is_primitive() => gathered.to_data(),
         _ => {
             let data = gathered.to_data();
             let mut own = MutableArrayData::new(vec![&data], false, rows);

@@ -205,7 +205,7 @@ impl Collector {
         for part in [&chunk_least, &chunk_largest, &mins, &maxs] {
             writer.push(part)?;
         }
-        Ok(Some((writer.finish()?, exact)))
+        Ok(Some((writer.finish()?.to_vec(), exact)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! How many bytes a chunk takes in each form, from its file's footer alone.
 
 use arrow::datatypes::DataType;
+use parquet::basic::Compression;
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::statistics::Statistics;
 
@@ -170,6 +171,10 @@ pub(crate) fn column_bytes(root: &RootColumn, group: &RowGroupMetaData) -> (Form
 const REPEATED_BYTES_MAX: u64 = 3;
 /// What FSST leaves of text, in percent, and the bits of a packed length.
 const COMPRESSED_PERCENT: u64 = 45;
+/// What it leaves at most of text that repeats in places, over what the file's codec leaves of it:
+/// of a quick codec, and of a thorough one.
+const QUICK_CODEC_PERCENT: u64 = 130;
+const THOROUGH_CODEC_PERCENT: u64 = 180;
 const LENGTH_BITS: u64 = 6;
 /// Header, statistics and bounds of a chunk; what a block adds.
 const PACKED_OVERHEAD_BYTES: u64 = 1800;
@@ -196,8 +201,7 @@ fn packed_bytes(root: &RootColumn, group: &RowGroupMetaData, arrow: u64) -> (u64
                 (pages, Values::RepeatedText)
             } else {
                 let lengths = rows.saturating_mul(LENGTH_BITS) / 8;
-                let text = data_bytes(leaf).saturating_mul(COMPRESSED_PERCENT) / 100;
-                (text.saturating_add(lengths), Values::Text)
+                (text_bytes(leaf).saturating_add(lengths), Values::Text)
             }
         }
         Values::Other => return (arrow, values),
@@ -210,6 +214,20 @@ fn packed_bytes(root: &RootColumn, group: &RowGroupMetaData, arrow: u64) -> (u64
     let overhead = PACKED_OVERHEAD_BYTES + blocks * PACKED_BLOCK_BYTES;
     let bytes = bytes.saturating_add(nulls).saturating_add(overhead);
     (bytes.min(CHUNK_BYTES_MAX), values)
+}
+
+/// Estimated bytes of text that does not repeat as a whole, packed.
+fn text_bytes(leaf: &ColumnChunkMetaData) -> u64 {
+    let compressed = data_bytes(leaf).saturating_mul(COMPRESSED_PERCENT) / 100;
+    let percent = match leaf.compression() {
+        Compression::UNCOMPRESSED => return compressed,
+        Compression::GZIP(_) | Compression::BROTLI(_) | Compression::ZSTD(_) => {
+            THOROUGH_CODEC_PERCENT
+        }
+        _ => QUICK_CODEC_PERCENT,
+    };
+    let in_file = leaf.compressed_size() as u64;
+    compressed.min(in_file.saturating_mul(percent) / 100)
 }
 
 /// Bits that tell the values between the footer's bounds apart.

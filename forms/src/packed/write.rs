@@ -16,9 +16,6 @@ use crate::{BLOCK_ROWS, Error, Result};
 
 /// Largest dictionary of numbers: 16 bits a code.
 const NUMBERS_MAX: usize = 1 << 16;
-/// A sample of numbers: so many blocks, so many rows of each.
-const SAMPLE_BLOCKS: usize = 8;
-const SAMPLE_ROWS: usize = 512;
 /// The share of rows with values of their own up to which text gets a dictionary.
 const DISTINCT_SHARE: f64 = 0.4;
 
@@ -144,7 +141,7 @@ impl PackedChunkWriter {
         let mut body = Body::new(Encoding::Constant);
         let mut one = ArrowChunkWriter::bare(self.data_type.clone())?;
         one.push(value)?;
-        body.shared = one.finish()?;
+        body.shared = one.finish()?.to_vec();
         Ok(body)
     }
 
@@ -154,7 +151,7 @@ impl PackedChunkWriter {
             plain.push(block)?;
         }
         let mut body = Body::new(Encoding::Plain);
-        body.shared = plain.finish()?;
+        body.shared = plain.finish()?.to_vec();
         Ok(body)
     }
 
@@ -205,10 +202,8 @@ impl PackedChunkWriter {
             Some(span) => u64::BITS - span.leading_zeros(),
             None => self.data_type.primitive_width().unwrap_or(0) as u32 * 8,
         };
+        self.count(collector);
         let repeated = self.dictionary(collector, bits)?;
-        if repeated.is_none() {
-            self.count(collector);
-        }
         let body = match (range, span) {
             (_, Some(0)) if !self.has_nulls() => {
                 return self.constant(&self.blocks[0].slice(0, 1));
@@ -231,10 +226,8 @@ impl PackedChunkWriter {
             return Ok(body);
         }
         let width = self.data_type.primitive_width().unwrap_or(0) as u32;
+        self.count(collector);
         let repeated = self.dictionary(collector, width * 8)?;
-        if repeated.is_none() {
-            self.count(collector);
-        }
         if let Some(body) = &repeated
             && body.values == 1
             && !self.has_nulls()
@@ -251,37 +244,27 @@ impl PackedChunkWriter {
         Ok(smaller_of(body, repeated))
     }
 
-    /// Numbers with a dictionary, where a sample repeats so much that codes may take less than
-    /// `bits` bits; their values are counted then.
+    /// Numbers with a dictionary, where as many distinct values as were counted, and a code for
+    /// each row, take clearly less than `bits` bits a row.
     fn dictionary(&self, collector: &mut Collector, bits: u32) -> Result<Option<Body>> {
         let width = self.data_type.primitive_width().unwrap_or(0);
-        if width > 16 {
+        let counted = collector.sketch().map(|sketch| sketch.estimate() as usize);
+        let Some(counted) = counted.filter(|counted| width <= 16 && *counted <= NUMBERS_MAX) else {
             return Ok(None);
-        }
-        let mut sample = Distinct::new();
-        let mut seen = 0;
-        let step = (self.blocks.len() / SAMPLE_BLOCKS).max(1);
-        for block in self.filled().step_by(step) {
-            let part = block.slice(0, block.len().min(SAMPLE_ROWS));
-            seen += part.len();
-            sample.block(integers::words(&part).into_iter(), part.nulls());
-        }
-        let code_bits = |values: usize| usize::BITS - values.leading_zeros();
-        // A sample that repeats less than this has not seen most of the values.
-        if sample.values.len() * 4 > seen || code_bits(sample.values.len()) * 4 > bits * 3 {
+        };
+        let code_bits = |values: usize| (usize::BITS - values.leading_zeros()) as usize;
+        let bits_of = |values: usize| values * width * 8 + self.rows as usize * code_bits(values);
+        let bits_most = self.rows as usize * bits as usize / 4 * 3;
+        if bits_of(counted) > bits_most {
             return Ok(None);
         }
         let mut distinct = Distinct::new();
         for block in &self.blocks {
             distinct.block(integers::words(block).into_iter(), block.nulls());
-            if code_bits(distinct.values.len()) * 4 > bits * 3
-                || distinct.values.len() > NUMBERS_MAX
-            {
+            let found = distinct.values.len();
+            if found > NUMBERS_MAX || bits_of(found) > bits_most {
                 return Ok(None);
             }
-        }
-        if let Some(sketch) = collector.sketch() {
-            distinct.count(sketch);
         }
         distinct.sort(integers::order(&self.data_type));
         let mut body = self.of_blocks(Encoding::Dictionary, |index, _, out| {
