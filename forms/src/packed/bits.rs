@@ -395,6 +395,8 @@ pub(crate) struct Scratch {
     u16s: [u16; VECTOR],
     u32s: [u32; VECTOR],
     u64s: [u64; VECTOR],
+    /// Where the text of each code of a block begins, while it is unpacked.
+    pub(super) places: Vec<u32>,
 }
 
 impl Scratch {
@@ -404,6 +406,7 @@ impl Scratch {
             u16s: [0; VECTOR],
             u32s: [0; VECTOR],
             u64s: [0; VECTOR],
+            places: vec![],
         })
     }
 }

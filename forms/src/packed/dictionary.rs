@@ -13,12 +13,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::buffer::{Buffer, NullBuffer};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanBufferBuilder};
+use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer};
 use arrow::datatypes::{ArrowNativeType, DataType, i256};
 use bytes::Bytes;
 
 use super::bits::{self, Allow, Scratch, Stream};
+use super::search::Search;
 use super::text::{self, Symbols};
 use super::{Parts, integers};
 use crate::bytes::{buffer, pad, part, read_u64, shared, typed};
@@ -100,6 +101,26 @@ impl Dictionary {
                 buffers: Arc::new([]),
             });
         }
+        let mut views = Vec::with_capacity(self.len);
+        let mut buffers: Vec<Buffer> = vec![];
+        self.text_blocks(|symbols, block| {
+            let block = block.decode(symbols, buffers.len() as u32, scratch)?;
+            views.extend_from_slice(&block.views);
+            buffers.push(block.data);
+            Ok(())
+        })?;
+        let buffers: Arc<[Buffer]> = buffers.into();
+        Ok(Unpacked {
+            values: text::array(&self.data_type, views, Arc::clone(&buffers), None)?,
+            buffers,
+        })
+    }
+
+    /// Shows the blocks of text one after the other, with the symbols that they all have.
+    fn text_blocks(
+        &self,
+        mut each: impl FnMut(Option<&Symbols>, &text::Block<'_>) -> Result<()>,
+    ) -> Result<()> {
         let symbols_bytes = read_u64(&self.bytes, 0) as usize;
         let symbols = part(&self.bytes, "symbols", 8, symbols_bytes)?;
         let symbols = match symbols_bytes {
@@ -107,25 +128,37 @@ impl Dictionary {
             _ => Some(Symbols::open(symbols)?),
         };
         let mut at = 8 + symbols_bytes;
-        let mut views = Vec::with_capacity(self.len);
-        let mut buffers: Vec<Buffer> = vec![];
-        while views.len() < self.len {
+        let mut shown = 0;
+        while shown < self.len {
             part(&self.bytes, "dictionary", at, 8)?;
             let length = read_u64(&self.bytes, at) as usize;
             let block = shared(&self.bytes, "dictionary", at + 8, length)?;
             at += 8 + length.next_multiple_of(8);
-            let rows = BLOCK_ROWS.min(self.len - views.len());
-            let number = buffers.len() as u32;
-            let block = text::Block::open(&block, rows)?;
-            let block = block.decode(symbols.as_ref(), number, scratch)?;
-            views.extend_from_slice(&block.views);
-            buffers.push(block.data);
+            let rows = BLOCK_ROWS.min(self.len - shown);
+            each(symbols.as_ref(), &text::Block::open(&block, rows)?)?;
+            shown += rows;
         }
-        let buffers: Arc<[Buffer]> = buffers.into();
-        Ok(Unpacked {
-            values: text::array(&self.data_type, views, Arc::clone(&buffers), None)?,
-            buffers,
-        })
+        Ok(())
+    }
+
+    /// The values that have `text` in them; `None` where unpacking and comparing is better.
+    pub(super) fn containing(
+        &self,
+        text: &[u8],
+        scratch: &mut Scratch,
+    ) -> Result<Option<BooleanBuffer>> {
+        let mut search = None;
+        let mut hits = BooleanBufferBuilder::new(self.len);
+        self.text_blocks(|symbols, block| {
+            if search.is_none() {
+                search = Search::new(text, symbols);
+            }
+            if let Some(search) = &search {
+                hits.append_buffer(&search.rows(block, scratch)?);
+            }
+            Ok(())
+        })?;
+        Ok(search.map(|_| hits.finish()))
     }
 
     /// The codes of a block, all or those of some rows, each less than the dictionary's length.

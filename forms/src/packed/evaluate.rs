@@ -17,7 +17,7 @@ use arrow::compute::{cast, concat};
 use arrow::datatypes::DataType;
 
 use super::bits::{Scratch, Stream, VECTOR, push_bits};
-use super::search::Search;
+use super::search::{NEEDLE_BYTES_MAX, Search};
 use super::{Encoding, Inner, PackedChunk, Parts, Shared, integers, text, with_scratch};
 use crate::Result;
 use crate::comparison::{Comparison, Operator};
@@ -68,6 +68,13 @@ impl Prepared {
                     valid: hit,
                     null: hit,
                 }
+            }
+            (Comparison::Contains { text, negated }, Shared::Dictionary(dictionary))
+                if inner.data_type == DataType::Utf8View && text.len() <= NEEDLE_BYTES_MAX =>
+            {
+                let search = |scratch: &mut Scratch| dictionary.containing(text.as_bytes(), scratch);
+                let hits = with_scratch(search).ok()??;
+                of_hits(dictionary.len, |code| hits.value(code) != *negated, false)
             }
             (comparison, Shared::Dictionary(dictionary)) => {
                 let values = with_scratch(|scratch| dictionary.values(scratch).cloned()).ok()?;
@@ -335,21 +342,25 @@ fn codes(comparison: &Comparison, values: ArrayRef, chunk: &Inner) -> Option<Tes
     };
     let found = on_values(comparison, &asked)?;
     let hit = |at: usize| found.is_valid(at) && found.value(at);
-    let null = ask_null && hit(len);
+    Some(of_hits(len, hit, ask_null && hit(len)))
+}
+
+/// The test for the codes, of `len`, that are a hit, and for nulls.
+fn of_hits(len: usize, hit: impl Fn(usize) -> bool, null: bool) -> Test {
     let hits: Arc<[u8]> = (0..len).map(|at| u8::from(hit(at))).collect();
     let count: usize = hits.iter().map(|hit| usize::from(*hit)).sum();
     if count == 0 || count == len {
-        return Some(Test::Always {
+        return Test::Always {
             valid: count > 0,
             null,
-        });
+        };
     }
     let first = hits.iter().position(|hit| *hit == 1).unwrap_or(0);
     if hits[first..first + count].iter().all(|hit| *hit == 1) {
         let range = first as u64..=(first + count - 1) as u64;
-        return Some(Test::CodeRange { range, null });
+        return Test::CodeRange { range, null };
     }
-    Some(Test::Codes { hits, null })
+    Test::Codes { hits, null }
 }
 
 /// The ranges of packed integers of which a predicate is true; `None` of too many.

@@ -20,7 +20,7 @@ use crate::Result;
 
 /// Longest text that is looked for in compressed text: with a state before and one within an
 /// escape for each of its bytes, 7 bits tell states apart.
-const NEEDLE_BYTES_MAX: usize = 63;
+pub(super) const NEEDLE_BYTES_MAX: usize = 63;
 /// The flag of a step in which an occurrence ended.
 const FOUND: u16 = 1 << 15;
 /// Parts of a block that are looked through side by side: a step waits for the one before it.

@@ -397,15 +397,18 @@ impl<'a> Block<'a> {
             ));
         }
         let mut text = Text::with_capacity(self.raw_bytes);
-        let mut ends = vec![0u32; codes.len() + 1];
-        symbols.expand(codes, &mut text, |code, at| ends[code] = at as u32)?;
+        // Of a block before this one; each place is written anew.
+        let places = &mut scratch.places;
+        places.resize(places.len().max(codes.len() + 1), 0);
+        let places = &mut places[..codes.len() + 1];
+        symbols.expand(codes, &mut text, |code, at| places[code] = at as u32)?;
         if text.length != self.raw_bytes {
             return Err(corrupt("bytes of the text", text.length, self.raw_bytes));
         }
         let text = text.finish();
         let mut at: Vec<u32> = starts;
         for start in &mut at {
-            *start = ends[*start as usize];
+            *start = places[*start as usize];
         }
         let views = make_views(&text, &at, number)?;
         let length = self.raw_bytes;
