@@ -679,29 +679,44 @@ impl<'a> Stream<'a> {
                 }
             }
             Kind::Runs { heads, lengths } => {
-                let mut values: Vec<O> = Vec::with_capacity(heads.len());
-                heads.decode(add, scratch, &mut values)?;
-                let mut runs: Vec<u32> = Vec::with_capacity(lengths.len());
-                lengths.decode(1, scratch, &mut runs)?;
+                let (values, ends) = self.runs(heads, lengths, add, scratch)?;
                 out.reserve(self.values);
-                let end = from + self.values;
-                for (value, run) in values.iter().zip(&runs) {
-                    let to = out.len() + *run as usize;
-                    if to > end {
-                        break;
-                    }
-                    out.resize(to, *value);
-                }
-                if out.len() != end {
-                    return Err(corrupt("rows of runs", out.len() - from, self.values));
+                for (value, end) in values.iter().zip(&ends) {
+                    out.resize(from + end, *value);
                 }
             }
         }
         Ok(())
     }
 
-    /// Appends the values at `rows`, ascending, `add` added, of a stream that has
-    /// [`Stream::vectors`].
+    /// The value of each run, and the row behind its last one.
+    fn runs<O: Target>(
+        &self,
+        heads: &Stream<'_>,
+        lengths: &Stream<'_>,
+        add: O,
+        scratch: &mut Scratch,
+    ) -> Result<(Vec<O>, Vec<usize>)> {
+        let mut values: Vec<O> = Vec::with_capacity(heads.len());
+        heads.decode(add, scratch, &mut values)?;
+        let mut runs: Vec<u32> = Vec::with_capacity(lengths.len());
+        lengths.decode(1, scratch, &mut runs)?;
+        let mut end = 0;
+        // Far from overflow: a stream has at most as many runs as a block has rows.
+        let ends: Vec<usize> = runs
+            .into_iter()
+            .map(|run| {
+                end += run as usize;
+                end
+            })
+            .collect();
+        if end != self.values {
+            return Err(corrupt("rows of runs", end, self.values));
+        }
+        Ok((values, ends))
+    }
+
+    /// Appends the values at `rows`, ascending, `add` added.
     pub(crate) fn gather<O: Target>(
         &self,
         rows: &[u32],
@@ -709,6 +724,18 @@ impl<'a> Stream<'a> {
         scratch: &mut Scratch,
         out: &mut Vec<O>,
     ) -> Result<()> {
+        out.reserve(rows.len());
+        if let Kind::Runs { heads, lengths } = &self.kind {
+            let (values, ends) = self.runs(heads, lengths, add, scratch)?;
+            let mut run = 0;
+            for row in rows {
+                while *ends.get(run).ok_or_else(|| self.outside(*row))? <= *row as usize {
+                    run += 1;
+                }
+                out.push(values[run]);
+            }
+            return Ok(());
+        }
         let Some(vectors) = self.vectors() else {
             let mut all = Vec::with_capacity(self.values);
             self.decode(add, scratch, &mut all)?;
@@ -719,7 +746,7 @@ impl<'a> Stream<'a> {
         while let Some(first) = rest.first() {
             let index = *first as usize / VECTOR;
             let Some(vector) = vectors.get(index) else {
-                return Err(corrupt("row", first, format!("less than {}", self.values)));
+                return Err(self.outside(*first));
             };
             let count = rest.partition_point(|row| (*row as usize) / VECTOR == index);
             let (these, others) = rest.split_at(count);
@@ -747,6 +774,10 @@ impl<'a> Stream<'a> {
             }
         }
         Ok(())
+    }
+
+    fn outside(&self, row: u32) -> crate::Error {
+        corrupt("row", row, format!("less than {}", self.values))
     }
 
     /// Sets the bits, one a value, of those between `low` and `high`, both inside.

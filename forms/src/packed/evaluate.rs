@@ -72,7 +72,8 @@ impl Prepared {
             (Comparison::Contains { text, negated }, Shared::Dictionary(dictionary))
                 if inner.data_type == DataType::Utf8View && text.len() <= NEEDLE_BYTES_MAX =>
             {
-                let search = |scratch: &mut Scratch| dictionary.containing(text.as_bytes(), scratch);
+                let search =
+                    |scratch: &mut Scratch| dictionary.containing(text.as_bytes(), scratch);
                 let hits = with_scratch(search).ok()??;
                 of_hits(dictionary.len, |code| hits.value(code) != *negated, false)
             }
