@@ -60,6 +60,15 @@ impl Data {
     pub fn root(&self) -> String {
         self.directory.display().to_string()
     }
+
+    /// Bytes of one table's Parquet files.
+    ///
+    /// # Errors
+    /// If its directory cannot be read.
+    pub fn table_bytes(&self, table: &str) -> std::io::Result<u64> {
+        let files = std::fs::read_dir(self.directory.join(table))?;
+        files.map(|file| Ok(file?.metadata()?.len())).sum()
+    }
 }
 
 impl Suite {

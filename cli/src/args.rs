@@ -286,7 +286,7 @@ pub struct LayoutCreateArgs {
     /// in the file and saves the fetch only.
     #[arg(long, value_name = "[COLUMN=]FORM")]
     pub form: Vec<FormArg>,
-    /// What --form auto fills; else what the workers have room for.
+    /// What --form auto fills, and the table takes at most; else what the workers have room for.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub budget: Option<u64>,
     /// The columns in the directory names (`year=2026/`); else found by themselves.

@@ -34,8 +34,16 @@ impl SizedTable {
         })?;
         if chunks.is_empty() {
             let reason = describe_rejected(catalog).unwrap_or_else(|| {
-                let files = catalog.files.len();
-                format!("its {files} files have no rows, or full_files_only passes over them")
+                let (files, layout) = (catalog.files.len(), &catalog.layout);
+                match layout.budget_bytes {
+                    Some(budget) => format!(
+                        "its {files} files have no rows, full_files_only passes over them, or no \
+                         column fits its budget of {budget} bytes"
+                    ),
+                    None => format!(
+                        "its {files} files have no rows, or full_files_only passes over them"
+                    ),
+                }
             });
             return Err(Error::NothingWanted {
                 table_version: table_version(),

@@ -124,3 +124,33 @@ fn joins(options: &mut OptimizerOptions) {
         BUILD_ROWS,
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selectivity::{BEFORE, EstimateFilters};
+    use datafusion::execution::context::SessionConfig;
+    use datafusion::physical_optimizer::PhysicalOptimizerRule;
+
+    #[tokio::test]
+    async fn a_session_keeps_what_it_has_set_and_estimates_before_it_joins() -> Result<()> {
+        let mut config = SessionConfig::new();
+        let optimizer = &mut config.options_mut().optimizer;
+        optimizer.hash_join_single_partition_threshold_rows = 7;
+        let session = SessionContext::new_with_config(config);
+        let stoa = Stoa::open(Path::new("/nonexistent"), Origin::default());
+        // Twice is as good as once.
+        stoa.register(&session).await?;
+        stoa.register(&session).await?;
+        let state = session.state();
+        let optimizer = &state.config_options().optimizer;
+        assert_eq!(optimizer.hash_join_single_partition_threshold, BUILD_BYTES);
+        assert_eq!(optimizer.hash_join_single_partition_threshold_rows, 7);
+        let names = state.physical_optimizers().iter().map(|rule| rule.name());
+        let names: Vec<_> = names
+            .filter(|name| [BEFORE, EstimateFilters.name()].contains(name))
+            .collect();
+        assert_eq!(names, [EstimateFilters.name(), BEFORE]);
+        Ok(())
+    }
+}

@@ -52,7 +52,8 @@ pub struct LayoutDocument {
     /// The forms of single root columns, instead.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub forms: BTreeMap<String, FormChoice>,
-    /// Bytes that the choice of forms fills; none given means what the workers have room for.
+    /// Bytes that the choice of forms fills, and the table takes at most, as far as footers tell;
+    /// none given means what the workers have room for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_bytes: Option<u64>,
     /// Hive-style partition columns (`day=1/` in paths), in order; none given means discovered.

@@ -1037,6 +1037,32 @@ async fn a_chunks_bytes_in_a_form_do_not_depend_on_how_it_was_chosen() {
     }
 }
 
+/// A budget is filled by benefit a byte: what it leaves out is wanted behind the rest, and where it
+/// is the layout's own, not at all. Columns that a layout names stay in its order.
+#[tokio::test]
+async fn what_a_budget_leaves_out_is_wanted_last_or_not_at_all() {
+    let rows = 20_000;
+    let columns = vec![("text", texts(rows, 400)), ("id", longs(rows))];
+    let file = file_of(columns, 10_000);
+    let mut catalog = Bucket::with(&[("a.parquet", file)]).await.catalog().await;
+    let size = |name: &str| {
+        let all = sizes(&catalog);
+        all.into_iter().find(|size| size.column == name).unwrap()
+    };
+    let budget = size("id").packed_bytes + 1000;
+    assert!(size("text").packed_bytes.min(size("text").parquet_bytes) > budget);
+    let order = |catalog: &TableCatalog, budget| -> Vec<u32> {
+        let wanted = wanted_within(catalog, budget).unwrap();
+        wanted.iter().map(|wanted| wanted.chunk.column).collect()
+    };
+    assert_eq!(order(&catalog, u64::MAX), [0, 0, 1, 1]);
+    assert_eq!(order(&catalog, budget), [1, 1, 0, 0]);
+    catalog.layout.columns = Some(vec!["text".to_owned(), "id".to_owned()]);
+    assert_eq!(order(&catalog, budget), [0, 0, 1, 1]);
+    catalog.layout.budget_bytes = Some(budget);
+    assert_eq!(order(&catalog, u64::MAX), [1, 1]);
+}
+
 // ---- encoded catalogs
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::catalog::{CatalogFile, RootColumn, TableCatalog};
-use crate::choice::forms_of;
+use crate::choice::{Why, forms_of};
 use crate::document::{ChunkSpec, ColumnRef};
 use crate::error::{Error, Result};
 use crate::estimate::column_bytes;
@@ -54,17 +54,28 @@ pub fn wanted_within(catalog: &TableCatalog, budget_bytes: u64) -> Result<Vec<Wa
         check_column(catalog, column)?;
     }
     let chosen = forms_of(catalog, budget_bytes, |_| 1.0);
+    let left_out: HashSet<String> = chosen
+        .iter()
+        .filter(|choice| choice.why == Why::LeftOut)
+        .map(|choice| choice.column.clone())
+        .collect();
     let forms: Forms = chosen.into_iter().map(|c| (c.column, c.form)).collect();
     match &catalog.layout.chunks {
         Some(chunks) => wanted_chunks(catalog, chunks, &forms),
-        None => wanted_columns(catalog, &forms),
+        None => wanted_columns(catalog, &forms, &left_out),
     }
 }
 
 /// The form of each column, by its name.
 type Forms = HashMap<String, Form>;
 
-fn wanted_columns(catalog: &TableCatalog, forms: &Forms) -> Result<Vec<WantedChunk>> {
+/// What the choice of forms has left out is wanted last, unless the layout says in which order it
+/// wants its columns; of a layout with a budget of its own it is not wanted at all.
+fn wanted_columns(
+    catalog: &TableCatalog,
+    forms: &Forms,
+    left_out: &HashSet<String>,
+) -> Result<Vec<WantedChunk>> {
     let layout = &catalog.layout;
     let mut columns: Vec<&str> = match &layout.columns {
         Some(columns) => columns.iter().map(String::as_str).collect(),
@@ -81,6 +92,11 @@ fn wanted_columns(catalog: &TableCatalog, forms: &Forms) -> Result<Vec<WantedChu
     }
     if let Some(first) = layout.first_columns {
         columns.truncate(first);
+    }
+    if layout.budget_bytes.is_some() {
+        columns.retain(|column| !left_out.contains(*column));
+    } else if layout.columns.is_none() {
+        columns.sort_by_key(|column| left_out.contains(*column));
     }
     let mut wanted = Vec::new();
     for column in columns {
