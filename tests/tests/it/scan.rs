@@ -335,7 +335,12 @@ async fn stored_as_stoa_publishes_and_loads() {
 /// take that from memory and the rest from the files.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_for_a_load_ends_when_chunks_are_left_out() {
-    let sql = "select count(*), sum(l_orderkey), max(l_comment) from lineitem";
+    // Every column: which of them are left out is the choice's.
+    let sql = "select count(*), sum(l_orderkey), sum(l_partkey), sum(l_suppkey), sum(l_linenumber), \
+               sum(l_quantity), sum(l_extendedprice), sum(l_discount), sum(l_tax), \
+               max(l_returnflag), max(l_linestatus), max(l_shipdate), max(l_commitdate), \
+               max(l_receiptdate), max(l_shipinstruct), max(l_shipmode), max(l_comment) \
+               from lineitem";
     let plain = stock(SessionConfig::new(), &["lineitem"]).await;
     let expected = answer(&plain, sql).await;
     for form in [FormChoice::Auto, FormChoice::Arrow, FormChoice::Packed] {
