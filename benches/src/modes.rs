@@ -74,25 +74,19 @@ impl Mode {
         }
     }
 
-    /// Whether it may take less shared memory than everything needs.
-    pub fn has_budget(&self) -> bool {
-        matches!(
-            self,
-            Mode::Stoa {
-                budget: Some(_),
-                ..
-            }
-        )
+    /// Shared memory over the Parquet's bytes; none where everything may be held.
+    pub fn budget(&self) -> Option<f64> {
+        match self {
+            Mode::Stoa { budget, .. } => *budget,
+            Mode::Parquet { .. } | Mode::Memtable => None,
+        }
     }
 
     /// The shared memory that the mode may take for these data, in bytes.
     pub fn capacity_bytes(&self, data: &Data) -> u64 {
-        match self {
-            Mode::Stoa {
-                budget: Some(budget),
-                ..
-            } => (data.bytes as f64 * budget) as u64,
-            _ => UNLIMITED_BYTES,
+        match self.budget() {
+            Some(budget) => (data.bytes as f64 * budget) as u64,
+            None => UNLIMITED_BYTES,
         }
     }
 }

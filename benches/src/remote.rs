@@ -44,7 +44,7 @@ pub struct Found {
 
 /// Whether a mode has a meaning here: Parquet, and Stoa with room for all chunks.
 pub fn suits(mode: &Mode) -> bool {
-    *mode != Mode::Memtable && !mode.has_budget()
+    *mode != Mode::Memtable && mode.budget().is_none()
 }
 
 /// Runs the queries in all modes that suit, the first round unmeasured; one mode of Stoa at a time

@@ -35,15 +35,12 @@ impl SizedTable {
         if chunks.is_empty() {
             let reason = describe_rejected(catalog).unwrap_or_else(|| {
                 let (files, layout) = (catalog.files.len(), &catalog.layout);
-                match layout.budget_bytes {
-                    Some(budget) => format!(
-                        "its {files} files have no rows, full_files_only passes over them, or no \
-                         column fits its budget of {budget} bytes"
-                    ),
-                    None => format!(
-                        "its {files} files have no rows, or full_files_only passes over them"
-                    ),
-                }
+                let budget = layout.budget_bytes.map_or_else(String::new, |budget| {
+                    format!(", or no column fits its budget of {budget} bytes")
+                });
+                format!(
+                    "its {files} files have no rows, or full_files_only passes over them{budget}"
+                )
             });
             return Err(Error::NothingWanted {
                 table_version: table_version(),

@@ -11,6 +11,7 @@ use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{ColumnStatistics, Result};
 use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::utils::split_conjunction;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::expressions::{BinaryExpr, Column, InListExpr, Literal};
 use datafusion::physical_plan::filter::{FilterExec, FilterExecBuilder};
@@ -87,9 +88,7 @@ fn share(
             of_one_value(binary.right(), columns)
         }
         Operator::And => {
-            let mut parts = vec![];
-            conjuncts(predicate, &mut parts);
-            let shares: Vec<Option<f64>> = parts
+            let shares: Vec<Option<f64>> = split_conjunction(predicate)
                 .into_iter()
                 .map(|part| share(part, columns, unknown))
                 .collect();
@@ -103,17 +102,6 @@ fn share(
             Some((one + other).min(1.0))
         }
         _ => None,
-    }
-}
-
-/// The conditions that `predicate` joins by `AND`.
-fn conjuncts<'a>(predicate: &'a Arc<dyn PhysicalExpr>, parts: &mut Vec<&'a Arc<dyn PhysicalExpr>>) {
-    match predicate.downcast_ref::<BinaryExpr>() {
-        Some(both) if *both.op() == Operator::And => {
-            conjuncts(both.left(), parts);
-            conjuncts(both.right(), parts);
-        }
-        _ => parts.push(predicate),
     }
 }
 

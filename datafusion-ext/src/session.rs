@@ -7,6 +7,7 @@ use datafusion::common::Result;
 use datafusion::common::config::OptimizerOptions;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use stoa_layout::TableName;
 use stoa_metastore::Records;
 use stoa_origin::Origin;
@@ -81,14 +82,17 @@ impl Stoa {
                 .extensions
                 .insert(StoaOptions::default());
         }
-        joins(&mut config.options_mut().optimizer);
+        raise_join_limits(&mut config.options_mut().optimizer);
         let factory = StoaTableFactory::new(Arc::clone(&self.tables), self.publisher.clone());
-        let rules = with_estimates(state.physical_optimizers());
+        // Those of an earlier registration read through another reader.
+        let scans = CacheParquetScans::new(self.reader().clone());
+        let mut rules = with_estimates(state.physical_optimizers());
+        rules.retain(|rule| rule.name() != scans.name());
+        rules.push(Arc::new(scans));
         let state = SessionStateBuilder::new_from_existing(state)
             .with_config(config)
             .with_table_factory("STOA".to_owned(), Arc::new(factory))
             .with_physical_optimizer_rules(rules)
-            .with_physical_optimizer_rule(Arc::new(CacheParquetScans::new(self.reader().clone())))
             .build();
         let catalogs = Arc::clone(state.catalog_list());
         let default = state.config_options().catalog.default_catalog.clone();
@@ -106,7 +110,7 @@ impl Stoa {
 }
 
 /// Raises the limits of joins that are DataFusion's own; what a session has set stays.
-fn joins(options: &mut OptimizerOptions) {
+fn raise_join_limits(options: &mut OptimizerOptions) {
     let own = OptimizerOptions::default();
     let raise = |limit: &mut usize, own: usize, to: usize| {
         if *limit == own {
@@ -130,7 +134,6 @@ mod tests {
     use super::*;
     use crate::selectivity::{BEFORE, EstimateFilters};
     use datafusion::execution::context::SessionConfig;
-    use datafusion::physical_optimizer::PhysicalOptimizerRule;
 
     #[tokio::test]
     async fn a_session_keeps_what_it_has_set_and_estimates_before_it_joins() -> Result<()> {
@@ -146,11 +149,11 @@ mod tests {
         let optimizer = &state.config_options().optimizer;
         assert_eq!(optimizer.hash_join_single_partition_threshold, BUILD_BYTES);
         assert_eq!(optimizer.hash_join_single_partition_threshold_rows, 7);
+        let scans = CacheParquetScans::new(stoa.reader().clone());
+        let order = [EstimateFilters.name(), BEFORE, scans.name()];
         let names = state.physical_optimizers().iter().map(|rule| rule.name());
-        let names: Vec<_> = names
-            .filter(|name| [BEFORE, EstimateFilters.name()].contains(name))
-            .collect();
-        assert_eq!(names, [EstimateFilters.name(), BEFORE]);
+        let names: Vec<_> = names.filter(|name| order.contains(name)).collect();
+        assert_eq!(names, order);
         Ok(())
     }
 }

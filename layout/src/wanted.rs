@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::catalog::{CatalogFile, RootColumn, TableCatalog};
-use crate::choice::{Why, forms_of};
+use crate::choice::{Choice, Why, forms_of};
 use crate::document::{ChunkSpec, ColumnRef};
 use crate::error::{Error, Result};
 use crate::estimate::column_bytes;
@@ -54,28 +54,23 @@ pub fn wanted_within(catalog: &TableCatalog, budget_bytes: u64) -> Result<Vec<Wa
         check_column(catalog, column)?;
     }
     let chosen = forms_of(catalog, budget_bytes, |_| 1.0);
-    let left_out: HashSet<String> = chosen
-        .iter()
-        .filter(|choice| choice.why == Why::LeftOut)
-        .map(|choice| choice.column.clone())
-        .collect();
-    let forms: Forms = chosen.into_iter().map(|c| (c.column, c.form)).collect();
+    let forms: Forms = chosen.into_iter().map(|c| (c.column.clone(), c)).collect();
     match &catalog.layout.chunks {
         Some(chunks) => wanted_chunks(catalog, chunks, &forms),
-        None => wanted_columns(catalog, &forms, &left_out),
+        None => wanted_columns(catalog, &forms),
     }
 }
 
-/// The form of each column, by its name.
-type Forms = HashMap<String, Form>;
+/// What was chosen for each column, by its name.
+type Forms = HashMap<String, Choice>;
 
 /// What the choice of forms has left out is wanted last, unless the layout says in which order it
 /// wants its columns; of a layout with a budget of its own it is not wanted at all.
-fn wanted_columns(
-    catalog: &TableCatalog,
-    forms: &Forms,
-    left_out: &HashSet<String>,
-) -> Result<Vec<WantedChunk>> {
+fn wanted_columns(catalog: &TableCatalog, forms: &Forms) -> Result<Vec<WantedChunk>> {
+    let is_left_out = |column: &&str| {
+        let choice = forms.get(*column);
+        choice.is_some_and(|choice| choice.why == Why::LeftOut)
+    };
     let layout = &catalog.layout;
     let mut columns: Vec<&str> = match &layout.columns {
         Some(columns) => columns.iter().map(String::as_str).collect(),
@@ -94,9 +89,9 @@ fn wanted_columns(
         columns.truncate(first);
     }
     if layout.budget_bytes.is_some() {
-        columns.retain(|column| !left_out.contains(*column));
+        columns.retain(|column| !is_left_out(column));
     } else if layout.columns.is_none() {
-        columns.sort_by_key(|column| left_out.contains(*column));
+        columns.sort_by_key(is_left_out);
     }
     let mut wanted = Vec::new();
     for column in columns {
@@ -161,7 +156,9 @@ fn chunk(
 ) -> Option<WantedChunk> {
     let group = catalog.files[file].metadata.row_group(row_group);
     let form = match allows_arrow(root) {
-        true => forms.get(root.name()).copied().unwrap_or(Form::Parquet),
+        true => forms
+            .get(root.name())
+            .map_or(Form::Parquet, |choice| choice.form),
         false => Form::Parquet,
     };
     let (bytes, _) = column_bytes(root, group);

@@ -118,22 +118,16 @@ impl PackedChunkWriter {
         }
     }
 
-    /// Blocks that have values.
-    fn filled(&self) -> impl Iterator<Item = &ArrayRef> {
-        self.blocks
-            .iter()
-            .filter(|block| block.null_count() < block.len())
-    }
-
     fn has_nulls(&self) -> bool {
         self.blocks.iter().any(|block| block.null_count() > 0)
     }
 
     /// Everything is null, or nothing is there.
     fn nothing(&self) -> Result<Option<Body>> {
-        match self.filled().next() {
-            Some(_) => Ok(None),
-            None => self.constant(&new_null_array(&self.data_type, 1)).map(Some),
+        let mut blocks = self.blocks.iter();
+        match blocks.any(|block| block.null_count() < block.len()) {
+            true => Ok(None),
+            false => self.constant(&new_null_array(&self.data_type, 1)).map(Some),
         }
     }
 
