@@ -24,6 +24,7 @@ use datafusion_datasource_parquet::source::ParquetSource;
 use datafusion_datasource_parquet::transform_schema_to_view;
 use object_store::ObjectMeta;
 use object_store::path::Path;
+use stoa_forms::{FORM_ARROW, FORM_PACKED};
 use stoa_layout::TableName;
 use stoa_origin::ObjectTag;
 use stoa_reader::{Reader, Table, TableFile, View};
@@ -191,7 +192,8 @@ impl TableProvider for StoaTable {
         let parquet =
             ParquetSource::new(self.current.schema.clone()).with_table_parquet_options(parquet);
         let source: Arc<dyn FileSource> = if options.enabled {
-            Arc::new(StoaSource::new(parquet, self.reader.clone()))
+            let applies = planned.decoded(&view, &columns);
+            Arc::new(StoaSource::new(parquet, self.reader.clone()).with_predicates(applies))
         } else {
             Arc::new(parquet)
         };
@@ -248,7 +250,7 @@ pub(crate) struct PlannedTable {
     files: Vec<PartitionedFile>,
     statistics: Statistics,
     /// State of the view, and per column whether all of its chunks are in memory somewhere.
-    covered: Mutex<((u64, u64), HashMap<usize, bool>)>,
+    covered: Mutex<((u64, u64), HashMap<usize, Covered>)>,
     knowledge: Knowledge,
 }
 
@@ -345,6 +347,15 @@ impl PlannedTable {
     /// Whether the index or a neighbour has every chunk of these columns: then a scan asks the origin
     /// nothing.
     fn covered(&self, view: &View, columns: &[usize]) -> bool {
+        self.all(view, columns, |column| column != Covered::Partly)
+    }
+
+    /// Whether the index has every chunk of these columns in a form that is read without Parquet.
+    fn decoded(&self, view: &View, columns: &[usize]) -> bool {
+        self.all(view, columns, |column| column == Covered::Decoded)
+    }
+
+    fn all(&self, view: &View, columns: &[usize], is: impl Fn(Covered) -> bool) -> bool {
         let mut known = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
         let state = view.state();
         if known.0 != state {
@@ -355,30 +366,46 @@ impl PlannedTable {
             .iter()
             .filter(|column| **column < file_columns.len())
             .all(|column| {
-                *known.1.entry(*column).or_insert_with(|| {
+                is(*known.1.entry(*column).or_insert_with(|| {
                     let name = file_columns[*column].name();
-                    self.table
-                        .files()
-                        .iter()
-                        .all(|file| column_is_cached(view, file, name))
-                })
+                    let files = self.table.files().iter();
+                    let of_file = files.map(|file| column_covered(view, file, name));
+                    of_file.min().unwrap_or(Covered::Decoded)
+                }))
             })
     }
 }
 
-fn column_is_cached(view: &View, file: &TableFile, name: &str) -> bool {
+/// How much of a column is cached: all of it is at least so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Covered {
+    /// Some chunks are not.
+    Partly,
+    /// Here or at a neighbour.
+    Somewhere,
+    /// Here, in a form that is read without Parquet.
+    Decoded,
+}
+
+fn column_covered(view: &View, file: &TableFile, name: &str) -> Covered {
     // A column that the file does not have is read as nulls, from nowhere.
     let Some(root) = file.roots().iter().find(|root| root.name() == name) else {
-        return true;
+        return Covered::Decoded;
     };
     let (id, column) = (view.file_id(file), root.first_leaf);
     let groups = file.metadata().row_groups().iter().enumerate();
     // Without rows there is nothing to cache, nor to read; the index may not know such a file.
-    let mut groups = groups.filter(|(_, group)| group.num_rows() > 0);
-    groups.all(|(group, _)| {
+    let groups = groups.filter(|(_, group)| group.num_rows() > 0);
+    let of_group = groups.map(|(group, _)| {
         let group = group as u32;
-        id.is_some_and(|id| view.has(id, group, column)) || view.is_held(file, group, column)
-    })
+        match id.and_then(|id| view.form(id, group, column)) {
+            Some(FORM_ARROW | FORM_PACKED) => Covered::Decoded,
+            Some(_) => Covered::Somewhere,
+            None if view.is_held(file, group, column) => Covered::Somewhere,
+            None => Covered::Partly,
+        }
+    });
+    of_group.min().unwrap_or(Covered::Decoded)
 }
 
 fn partitioned_file(

@@ -559,6 +559,11 @@ impl ArrowChunk {
         Ok(make_array(data))
     }
 
+    /// The type of the values.
+    pub fn data_type(&self) -> &DataType {
+        &self.data_type
+    }
+
     /// What is known of the whole chunk.
     pub fn statistics(&self) -> &ChunkStatistics {
         &self.known().statistics
@@ -778,7 +783,11 @@ impl Cursor<'_> {
             builder = builder.add_buffer(self.take_buffer());
         }
         if spec.variadic {
-            builder = builder.add_buffer(self.take_buffer());
+            let values = self.take_buffer();
+            // Kernels have shorter ways for arrays whose values lie in their views.
+            if !values.is_empty() {
+                builder = builder.add_buffer(values);
+            }
         }
         for child in children(data_type) {
             builder = builder.add_child_data(self.build(child));

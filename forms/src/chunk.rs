@@ -3,11 +3,13 @@
 use arrow::array::{ArrayRef, BooleanArray, Datum, Scalar};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::kernels::cmp;
+use arrow::compute::prep_null_mask_filter;
 use arrow::datatypes::DataType;
 use bytes::Bytes;
 
 use crate::comparison::Comparison;
-use crate::packed::{PackedChunk, Prepared};
+use crate::error::corrupt;
+use crate::packed::{self, PackedChunk};
 use crate::statistics::{ChunkStatistics, Zones};
 use crate::{ArrowChunk, Error, FORM_ARROW, FORM_PACKED, Result};
 
@@ -113,9 +115,18 @@ impl Chunk {
     /// Makes a predicate ready for all blocks; `None` where decoding them and using Arrow's
     /// kernels is better.
     pub fn prepare(&self, comparison: &Comparison) -> Option<Prepared> {
-        match self {
-            Chunk::Arrow(_) => None,
-            Chunk::Packed(chunk) => chunk.prepare(comparison),
+        match (self, comparison) {
+            // Arrow's own kernel makes a regular expression of it.
+            (Chunk::Arrow(chunk), Comparison::Contains { texts, .. })
+                if texts.len() > 1 && chunk.data_type() == &DataType::Utf8View =>
+            {
+                Some(Prepared(Of::Arrow(chunk.clone(), comparison.clone())))
+            }
+            (Chunk::Arrow(_), _) => None,
+            (Chunk::Packed(chunk), _) => {
+                let prepared = chunk.prepare(comparison)?;
+                Some(Prepared(Of::Packed(prepared)))
+            }
         }
     }
 
@@ -176,4 +187,48 @@ fn within(statistics: &ChunkStatistics, value: &Scalar<ArrayRef>) -> Option<bool
     let above = cmp::gt_eq(value, min).ok()?;
     let below = cmp::lt_eq(value, max).ok()?;
     Some(above.value(0) && below.value(0))
+}
+
+/// A predicate made ready for the blocks of one chunk.
+#[derive(Clone, Debug)]
+pub struct Prepared(Of);
+
+#[derive(Clone, Debug)]
+enum Of {
+    Arrow(ArrowChunk, Comparison),
+    Packed(packed::Prepared),
+}
+
+impl Prepared {
+    /// Whether it is known beforehand that the predicate is true of no row of the chunk.
+    pub fn is_never(&self) -> bool {
+        match &self.0 {
+            Of::Arrow(..) => false,
+            Of::Packed(prepared) => prepared.is_never(),
+        }
+    }
+
+    /// The rows of one block of which the predicate is true, which it is not where it is null.
+    ///
+    /// # Errors
+    /// As [`Chunk::block`].
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn evaluate(&self, block: usize) -> Result<BooleanBuffer> {
+        match &self.0 {
+            Of::Packed(prepared) => prepared.evaluate(block),
+            Of::Arrow(chunk, comparison) => {
+                let values = chunk.block(block);
+                let hits = comparison.of_values(&values).ok_or_else(|| {
+                    corrupt(
+                        "values",
+                        values.data_type(),
+                        "of a type that can be compared",
+                    )
+                })?;
+                Ok(prep_null_mask_filter(&hits).values().clone())
+            }
+        }
+    }
 }

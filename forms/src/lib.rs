@@ -27,10 +27,10 @@ mod statistics;
 
 pub use arrow_form::{ArrowChunk, ArrowChunkWriter, encode_arrow, supports, validate};
 pub use bytes::ALIGN;
-pub use chunk::Chunk;
+pub use chunk::{Chunk, Prepared};
 pub use comparison::{Comparison, OnDictionary, Operator};
 pub use error::{Error, Result};
-pub use packed::{PackedChunk, PackedChunkWriter, Prepared, encode_packed, validate_packed};
+pub use packed::{PackedChunk, PackedChunkWriter, encode_packed, validate_packed};
 pub use sketch::{REGISTERS, Sketch};
 pub use statistics::{ChunkStatistics, Zones};
 

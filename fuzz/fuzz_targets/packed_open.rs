@@ -81,7 +81,11 @@ fuzz_target!(|input: &[u8]| {
         Comparison::OnDictionary(Arc::new(|values: &ArrayRef| {
             Some(BooleanArray::from_iter((0..values.len()).map(|i| Some(i % 2 == 0))))
         })),
-        Comparison::Contains { text: char::from(choice[5]).to_string(), negated: false },
+        Comparison::Contains { texts: vec![char::from(choice[5]).to_string()], negated: false },
+        Comparison::Contains {
+            texts: vec![char::from(choice[5]).to_string(), char::from(choice[4]).to_string()],
+            negated: true,
+        },
     ];
     for block in 0..chunk.blocks() {
         let rows = chunk.block_rows(block);

@@ -269,9 +269,11 @@ impl View {
         })
     }
 
-    /// Whether the index has that chunk. A scan counts on it only after [`View::chunk`].
-    pub fn has(&self, file: FileId, row_group: u32, column: u32) -> bool {
-        self.snapshot.lookup(file, row_group, column).is_some()
+    /// The tag of the form in which the index has that chunk; `None` where it does not have it. A
+    /// scan counts on it only after [`View::chunk`].
+    pub fn form(&self, file: FileId, row_group: u32, column: u32) -> Option<u8> {
+        let entry = self.snapshot.lookup(file, row_group, column)?;
+        Some(entry.form())
     }
 
     /// How often a chunk was opened, by all processes, as far as anybody counted.

@@ -2,6 +2,8 @@
 //!
 //! Everything here is a pure function of counts and times that others measured.
 
+use std::time::Duration;
+
 /// Rows after which a filter has shown what it is worth: two blocks.
 const TRIAL_ROWS: u64 = 2 * stoa_forms::BLOCK_ROWS as u64;
 
@@ -31,6 +33,8 @@ pub(crate) struct Observed {
     rows_in: u64,
     rows_kept: u64,
     nanos: u64,
+    /// Of the next application: what later ones gain from.
+    invested: u64,
     left_out: u32,
     generation: u64,
 }
@@ -45,8 +49,14 @@ pub(crate) enum Verdict {
 }
 
 impl Observed {
+    /// So much of the time of the application that is recorded next serves those to come.
+    pub(crate) fn invest(&mut self, time: Duration) {
+        self.invested += u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    }
+
     /// Adds one application.
     pub(crate) fn record(&mut self, rows_in: usize, rows_kept: usize, nanos: u64) {
+        let nanos = nanos.saturating_sub(std::mem::take(&mut self.invested));
         if self.rows_in > MEMORY_ROWS {
             self.rows_in /= 2;
             self.rows_kept /= 2;
@@ -159,6 +169,18 @@ mod tests {
         let mut observed = after(10, BLOCK, 5);
         let applied = (0..320).filter(|_| observed.decide(STAKES) == Verdict::Apply);
         assert_eq!(applied.count(), 10);
+    }
+
+    #[test]
+    fn what_serves_later_blocks_is_not_held_against_a_filter() {
+        let mut observed = Observed::default();
+        for _ in 0..2 {
+            let block = Duration::from_nanos(BLOCK as u64);
+            observed.invest(block * 35);
+            observed.record(BLOCK, 0, 40 * BLOCK as u64);
+        }
+        assert_eq!(observed.ns_a_row(), Some(5.0));
+        assert_eq!(observed.decide(STAKES), Verdict::Apply);
     }
 
     #[test]

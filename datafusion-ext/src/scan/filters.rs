@@ -6,9 +6,10 @@
 //! never changes an answer. Only where the scan has promised to apply the predicate are static
 //! conjuncts required.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, Scalar};
 use arrow::buffer::BooleanBuffer;
@@ -26,10 +27,10 @@ use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns, s
 use datafusion::physical_expr_common::physical_expr::{
     is_volatile, snapshot_generation, snapshot_physical_expr,
 };
-use stoa_forms::{Comparison, Operator as Compare, Prepared};
+use stoa_forms::{ChunkStatistics, Comparison, Operator as Compare, Prepared};
 
 use super::adaptive::{Observed, Stakes, Verdict};
-use super::memo::{Memo, has_keys};
+use super::memo::{Memo, Prospect, has_keys};
 use super::row_group::{CachedRowGroup, decode_ns};
 
 /// The longest list that is handed to a chunk as values; longer ones have a hash table already.
@@ -104,6 +105,8 @@ pub(super) struct Conjunct {
     /// Its answers are worth keeping: it is about the values of one column of integers, and costs
     /// more than comparing them with a bound.
     has_memo: bool,
+    /// What is to be expected of that column.
+    prospect: Prospect,
 }
 
 impl Conjunct {
@@ -132,6 +135,11 @@ impl Conjunct {
         true
     }
 
+    /// Whether it may fail on rows that another conjunct removes: comparisons do not.
+    fn may_fail(&self) -> bool {
+        self.required && matches!(self.comparison, None | Some(Comparison::OnDictionary(_)))
+    }
+
     /// The rows of which the conjunct is true, of `arrays` with `rows` rows each.
     pub(super) fn evaluate(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<BooleanBuffer> {
         // Where something panicked half-way through, nothing is remembered.
@@ -142,12 +150,20 @@ impl Conjunct {
             if *generation != self.generation {
                 (*generation, *memo) = (self.generation, Memo::default());
             }
+            let asking = Cell::new(Duration::ZERO);
             let ask = |values: ArrayRef| {
-                let rows = values.len();
-                evaluate(&self.expr, &self.schema, vec![values], rows)
+                let (rows, since) = (values.len(), Instant::now());
+                let said = evaluate(&self.expr, &self.schema, vec![values], rows);
+                asking.set(asking.get() + since.elapsed());
+                said
             };
-            if let Some(found) = memo.rows(array, ask) {
-                return found;
+            if let Some(answer) = memo.rows(array, self.prospect, ask) {
+                let answer = answer?;
+                if answer.kept {
+                    let rest = asking.get().mul_f64(1.0 - self.prospect.asked());
+                    self.shown.observed(|observed| observed.invest(rest));
+                }
+                return Ok(answer.hits);
             }
         }
         evaluate(&self.expr, &self.schema, arrays, rows)
@@ -289,40 +305,38 @@ impl Filters {
         Ok(changed)
     }
 
-    /// Makes the conjuncts ready for the chunks of a row group.
-    pub(super) fn prepare(&mut self, group: &CachedRowGroup) {
+    /// Makes the conjuncts ready for the chunks of a row group, with which `rows` rows begin.
+    pub(super) fn prepare(&mut self, group: &CachedRowGroup, rows: u64) {
         for conjunct in &mut self.current {
-            conjunct.prepared = match (&conjunct.comparison, conjunct.columns.as_slice()) {
-                (Some(comparison), [column]) => group
-                    .chunk(*column)
-                    .and_then(|chunk| chunk.prepare(comparison)),
-                _ => None,
+            let (comparison, [column]) = (&conjunct.comparison, conjunct.columns.as_slice()) else {
+                continue;
             };
+            let chunk = group.chunk(*column);
+            conjunct.prepared = comparison
+                .as_ref()
+                .and_then(|comparison| chunk?.prepare(comparison));
+            conjunct.prospect = Prospect {
+                keys: u64::MAX,
+                rows,
+            };
+            if conjunct.has_memo
+                && let Some(keys) = chunk.and_then(|chunk| span(chunk.statistics()))
+            {
+                conjunct.prospect.keys = keys;
+            }
         }
     }
 
     /// The conjuncts as they are now, those first that should be applied first.
     pub(super) fn current(&mut self) -> &[Conjunct] {
-        let exact = self.exact;
-        // Required ones keep their order among each other: a later one may fail on rows that an
-        // earlier one removes.
-        let mut optional_first: Vec<(f64, Conjunct)> = vec![];
-        let mut required = vec![];
-        for conjunct in self.current.drain(..) {
-            if conjunct.required {
-                required.push(conjunct);
-            } else {
-                let rank = conjunct.shown.observed(|observed| observed.rank());
-                optional_first.push((rank, conjunct));
-            }
-        }
-        optional_first.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let optional = optional_first.into_iter().map(|(_, conjunct)| conjunct);
-        self.current = if exact {
-            required.into_iter().chain(optional).collect()
-        } else {
-            optional.collect()
+        // Required ones keep their order among each other where a later one may fail on rows that
+        // an earlier one removes, and come before those that are not required.
+        let in_order = self.current.iter().any(Conjunct::may_fail);
+        let rank = |conjunct: &Conjunct| match in_order && conjunct.required {
+            true => f64::NEG_INFINITY,
+            false => conjunct.shown.observed(|observed| observed.rank()),
         };
+        self.current.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
         &self.current
     }
 
@@ -367,6 +381,7 @@ impl Filters {
                     shown: self.experience.of(position, part, generation),
                     generation,
                     has_memo,
+                    prospect: Prospect::default(),
                 };
                 let mut before = self.current.iter_mut();
                 if !before.any(|before| before.absorb(&conjunct)) {
@@ -427,6 +442,24 @@ fn comparison(expr: &Arc<dyn PhysicalExpr>, schema: &SchemaRef, of: &DataType) -
     })
 }
 
+/// Whether `predicate`, over a table of this schema, is made of comparisons that chunks answer, of
+/// one column each: those never fail, and a scan of cached columns applies them at no more cost
+/// than a filter above it.
+pub(super) fn answers(predicate: &Arc<dyn PhysicalExpr>, schema: &Schema) -> bool {
+    let conjuncts = split_conjunction(predicate);
+    conjuncts.into_iter().all(|conjunct| {
+        let columns = collect_columns(conjunct);
+        let mut columns = columns.iter();
+        let (Some(column), None) = (columns.next(), columns.next()) else {
+            return false;
+        };
+        let field = schema.fields().get(column.index());
+        field.is_some_and(|field| {
+            field.name() == column.name() && simple(conjunct, field.data_type()).is_some()
+        })
+    })
+}
+
 fn simple(expr: &Arc<dyn PhysicalExpr>, of: &DataType) -> Option<Comparison> {
     if let Some(is_null) = expr.downcast_ref::<IsNullExpr>() {
         is_null.arg().downcast_ref::<Column>()?;
@@ -448,9 +481,9 @@ fn simple(expr: &Arc<dyn PhysicalExpr>, of: &DataType) -> Option<Comparison> {
     if let Some(like) = expr.downcast_ref::<LikeExpr>() {
         like.expr().downcast_ref::<Column>()?;
         let pattern = literal_of(like.pattern(), of)?;
-        let text = middle(pattern.try_as_str()??).filter(|_| !like.case_insensitive())?;
+        let texts = between(pattern.try_as_str()??).filter(|_| !like.case_insensitive())?;
         return Some(Comparison::Contains {
-            text: text.to_owned(),
+            texts,
             negated: like.negated(),
         });
     }
@@ -474,10 +507,37 @@ fn simple(expr: &Arc<dyn PhysicalExpr>, of: &DataType) -> Option<Comparison> {
     Some(Comparison::Compare { op, value })
 }
 
-/// The text that a pattern of `LIKE` has between two `%`, where there is nothing else to it.
-fn middle(pattern: &str) -> Option<&str> {
-    let text = pattern.strip_prefix('%')?.strip_suffix('%')?;
-    (!text.is_empty() && !text.contains(['%', '_', '\\'])).then_some(text)
+/// The texts that a pattern of `LIKE` has between `%`, where there is nothing else to it.
+fn between(pattern: &str) -> Option<Vec<String>> {
+    let texts = pattern.strip_prefix('%')?.strip_suffix('%')?;
+    if texts.contains(['_', '\\']) {
+        return None;
+    }
+    let texts = texts.split('%').filter(|text| !text.is_empty());
+    let texts: Vec<String> = texts.map(str::to_owned).collect();
+    (!texts.is_empty()).then_some(texts)
+}
+
+/// From the least to the largest value of a chunk of integers: as many as there can be.
+fn span(statistics: &ChunkStatistics) -> Option<u64> {
+    let (min, max) = (statistics.min.clone()?, statistics.max.clone()?);
+    let [min, max] = [min.into_inner(), max.into_inner()].map(|bound| integer(&bound));
+    Some(min?.abs_diff(max?).saturating_add(1))
+}
+
+/// The first value of an array of integers, or of what is kept as such.
+fn integer(array: &ArrayRef) -> Option<i64> {
+    let data = array.to_data();
+    if array.is_empty() || array.is_null(0) {
+        return None;
+    }
+    Some(match data.data_type().primitive_width()? {
+        1 => data.buffer::<i8>(0)[0].into(),
+        2 => data.buffer::<i16>(0)[0].into(),
+        4 => data.buffer::<i32>(0)[0].into(),
+        8 => data.buffer::<i64>(0)[0],
+        _ => return None,
+    })
 }
 
 /// The value of a literal of exactly the column's type.
@@ -595,8 +655,10 @@ mod tests {
                 .map(|found| format!("{found:?}"))
         };
         let found = simple("%a b%", false);
-        assert_eq!(found.as_deref(), Some("not contains \"a b\""));
-        for pattern in ["a%", "%a", "%", "%%", "%a%b%", "%a_%", "%a\\%%"] {
+        assert_eq!(found.as_deref(), Some("not contains [\"a b\"]"));
+        let found = simple("%a%%b%", false);
+        assert_eq!(found.as_deref(), Some("not contains [\"a\", \"b\"]"));
+        for pattern in ["a%", "%a", "%", "%%", "%%%", "a%b%", "%a_%", "%a\\%%"] {
             assert_eq!(simple(pattern, false), None, "{pattern}");
         }
         assert_eq!(simple("%a%", true), None);

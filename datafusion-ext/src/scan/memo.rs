@@ -12,6 +12,10 @@
 //!
 //! Where equal keys stand together, as in a table sorted by them, nothing has to be kept: the first
 //! row of each run is asked about.
+//!
+//! While the keys are new, asking costs most, and later next to nothing. What a filter costs is
+//! therefore held to be what it will cost on average of the rows to come ([`Prospect`]); judged by
+//! its first blocks, it would be left out before it begins to pay.
 
 use std::ops::RangeInclusive;
 
@@ -38,8 +42,36 @@ const HIT: u8 = 2;
 /// Being asked about.
 const PENDING: u8 = 3;
 
-/// Rows that tell whether equal keys stand together.
-const RUN_SAMPLE: usize = 64;
+/// Keys that tell whether equal ones stand together, or all are sorted.
+const SAMPLE_KEYS: usize = 64;
+
+/// What is to be expected of a column's keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Prospect {
+    /// How many there can be: the span from the least to the largest.
+    pub(super) keys: u64,
+    /// The rows to come, at least.
+    pub(super) rows: u64,
+}
+
+impl Prospect {
+    /// The largest share of the rows to come whose keys have to be asked about.
+    pub(super) fn asked(&self) -> f64 {
+        match self.rows {
+            0 => 1.0,
+            rows => (self.keys as f64 / rows as f64).min(1.0),
+        }
+    }
+}
+
+/// What [`Memo::rows`] says of a block.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The rows of which the predicate is true.
+    pub(super) hits: BooleanBuffer,
+    /// Whether what was asked is known from now on.
+    pub(super) kept: bool,
+}
 
 /// The answers of one deterministic predicate on one column of integers.
 #[derive(Debug, Default)]
@@ -68,32 +100,22 @@ impl Memo {
     pub(super) fn rows(
         &mut self,
         array: &ArrayRef,
+        prospect: Prospect,
         ask: impl Fn(ArrayRef) -> Result<BooleanBuffer>,
-    ) -> Option<Result<BooleanBuffer>> {
+    ) -> Option<Result<Answer>> {
         if array.is_empty() {
             return None;
         }
         let data = array.to_data();
-        if data.null_count() == 0
-            && let Some(heads) = match data.data_type().primitive_width() {
-                Some(4) => heads(&data.buffer::<i32>(0)[..data.len()]),
-                Some(8) => heads(&data.buffer::<i64>(0)[..data.len()]),
-                _ => None,
-            }
-        {
-            return Some(of_runs(array, heads, ask));
-        }
-        if self.given_up {
-            return None;
-        }
         let found = match data.data_type().primitive_width() {
-            Some(1) => self.rows_of(&data.buffer::<i8>(0)[..data.len()], array, &ask),
-            Some(2) => self.rows_of(&data.buffer::<i16>(0)[..data.len()], array, &ask),
-            Some(4) => self.rows_of(&data.buffer::<i32>(0)[..data.len()], array, &ask),
-            Some(8) => self.rows_of(&data.buffer::<i64>(0)[..data.len()], array, &ask),
+            Some(1) => self.rows_of(&data.buffer::<i8>(0)[..data.len()], array, prospect, &ask),
+            Some(2) => self.rows_of(&data.buffer::<i16>(0)[..data.len()], array, prospect, &ask),
+            Some(4) => self.rows_of(&data.buffer::<i32>(0)[..data.len()], array, prospect, &ask),
+            Some(8) => self.rows_of(&data.buffer::<i64>(0)[..data.len()], array, prospect, &ask),
             _ => None,
         };
-        if found.is_none() || self.given_up {
+        if self.given_up {
+            // Its memory is of use to others.
             *self = Memo {
                 given_up: true,
                 ..Memo::default()
@@ -106,12 +128,25 @@ impl Memo {
         &mut self,
         keys: &[N],
         array: &ArrayRef,
+        prospect: Prospect,
         ask: &impl Fn(ArrayRef) -> Result<BooleanBuffer>,
-    ) -> Option<Result<BooleanBuffer>> {
+    ) -> Option<Result<Answer>> {
         let nulls = array.nulls().filter(|nulls| nulls.null_count() > 0);
+        if nulls.is_none()
+            && let Some(heads) = heads(keys)
+        {
+            let hits = of_runs(array, heads, ask);
+            return Some(hits.map(|hits| Answer { hits, kept: false }));
+        }
+        // Ascending keys do not come again.
+        if self.given_up || nulls.is_none() && sample(keys).is_sorted() {
+            return None;
+        }
         let mut found = self.look_up(keys, nulls);
         if found.is_none() {
-            self.cover(extremes(keys, nulls)?, keys.len() as u64)?;
+            let covered = extremes(keys, nulls).and_then(|all| self.cover(all, keys.len() as u64));
+            self.given_up = covered.is_none();
+            covered?;
             found = self.look_up(keys, nulls);
         }
         let (mut hits, pending) = found?;
@@ -132,12 +167,12 @@ impl Memo {
         }
         if self.rows >= TRIAL_ROWS {
             // Looking up costs about a quarter of asking.
-            if self.asked * 4 > self.rows * 3 {
+            if self.asked * 4 > self.rows * 3 && prospect.asked() * 4.0 > 3.0 {
                 self.given_up = true;
             }
             (self.rows, self.asked) = (self.rows / 2, self.asked / 2);
         }
-        Some(Ok(hits))
+        Some(Ok(Answer { hits, kept: true }))
     }
 
     /// The hits among known keys, and one row of each unknown key, which is pending from now on;
@@ -266,10 +301,17 @@ impl Memo {
     }
 }
 
+/// Keys that tell how the others follow each other.
+fn sample<N>(keys: &[N]) -> &[N] {
+    &keys[..keys.len().min(SAMPLE_KEYS)]
+}
+
 /// The first row of each run of equal keys; `None` where runs are shorter than two rows on average.
 fn heads<N: PartialEq>(keys: &[N]) -> Option<Vec<u32>> {
-    let changes = |keys: &[N]| keys.windows(2).filter(|pair| pair[0] != pair[1]).count();
-    if (changes(&keys[..keys.len().min(RUN_SAMPLE)]) + 1) * 2 > keys.len().min(RUN_SAMPLE) {
+    let sample = sample(keys);
+    let pairs = sample.windows(2);
+    let runs = pairs.filter(|pair| pair[0] != pair[1]).count() + 1;
+    if runs * 2 > sample.len() {
         return None;
     }
     let mut heads = vec![0u32; keys.len()];
@@ -334,12 +376,12 @@ mod tests {
     fn check(memo: &mut Memo, keys: Vec<Option<i64>>) -> Option<usize> {
         let asked = Cell::new(0);
         let array: ArrayRef = Arc::new(Int64Array::from(keys.clone()));
-        let hits = memo.rows(&array, |values| {
+        let hits = memo.rows(&array, Prospect::default(), |values| {
             asked.set(asked.get() + values.len());
             let values = values.as_primitive::<Int64Type>();
             Ok(values.iter().map(is_third).collect())
         })?;
-        let hits: Vec<bool> = hits.unwrap().iter().collect();
+        let hits: Vec<bool> = hits.unwrap().hits.iter().collect();
         assert_eq!(hits, keys.into_iter().map(is_third).collect::<Vec<_>>());
         Some(asked.get())
     }
@@ -349,7 +391,7 @@ mod tests {
         let mut memo = Memo::default();
         let block = |step: i64| {
             (0..ROWS as i64)
-                .map(|row| Some(row * step % 1000 - 500))
+                .map(|row| Some(500 - row * step % 1000))
                 .collect()
         };
         assert_eq!(check(&mut memo, block(1)), Some(1000));
@@ -367,7 +409,7 @@ mod tests {
         let mut memo = Memo::default();
         for block in 0..64 {
             let first = block * 50_000_000;
-            let keys = (0..ROWS as i64).map(|row| Some(first + row % (ROWS as i64 / 4) * 8));
+            let keys = (0..ROWS as i64).map(|row| Some(first - row % (ROWS as i64 / 4) * 8));
             assert_eq!(check(&mut memo, keys.collect()), Some(ROWS / 4));
             assert!(memo.answers.len() <= KEYS_FEW as usize);
         }
@@ -381,23 +423,42 @@ mod tests {
             let runs = ROWS.div_ceil(length as usize);
             assert_eq!(check(&mut memo, keys.collect()), Some(runs));
         }
-        // Of runs that end after the sample, nothing is gained.
+        // Of runs that end after the sample, nothing is gained; nor of keys that only ascend.
         let keys = (0..ROWS as i64).map(|row| Some(if row < 100 { 0 } else { row }));
-        assert!(check(&mut memo, keys.collect()).is_some_and(|asked| asked > ROWS / 2));
-        assert!(memo.answers.len() >= ROWS);
+        assert_eq!(check(&mut memo, keys.collect()), None);
+        assert_eq!(check(&mut memo, (0..1000).map(Some).collect()), None);
+        assert!(memo.answers.is_empty() && !memo.given_up);
     }
 
     #[test]
     fn scattered_keys_and_those_that_do_not_repeat_are_given_up() {
         let mut memo = Memo::default();
-        let scattered = (0..ROWS as i64).map(|row| Some(row * 1_000_003)).collect();
+        let scattered = (0..ROWS as i64).map(|row| Some(-row * 1_000_003)).collect();
         assert_eq!(check(&mut memo, scattered), None);
         assert!(memo.given_up && memo.answers.is_empty());
         let mut memo = Memo::default();
-        let unique = |block: i64| (0..ROWS as i64).map(move |row| Some(block * ROWS as i64 + row));
+        let unique = |block: i64| (0..ROWS as i64).map(move |row| Some(block * ROWS as i64 - row));
         let blocks =
             (0..100).take_while(|block| check(&mut memo, unique(*block).collect()).is_some());
         assert_eq!(blocks.count() as u64 * ROWS as u64, TRIAL_ROWS);
+    }
+
+    #[test]
+    fn keys_that_will_repeat_are_kept_though_they_are_new() {
+        let prospect = Prospect {
+            keys: 200_000,
+            rows: 1_000_000,
+        };
+        assert_eq!(prospect.asked(), 0.2);
+        let mut memo = Memo::default();
+        for block in 0..16 {
+            let keys = (0..ROWS as i64).map(|row| (block * ROWS as i64 + row) * 77_777 % 200_000);
+            let array: ArrayRef = Arc::new(Int64Array::from_iter_values(keys));
+            let none = |values: ArrayRef| Ok(BooleanBuffer::new_unset(values.len()));
+            let answer = memo.rows(&array, prospect, none).unwrap().unwrap();
+            assert!(answer.kept);
+        }
+        assert!(memo.rows >= TRIAL_ROWS / 2 && memo.asked * 4 > memo.rows * 3);
     }
 
     #[test]
@@ -408,19 +469,20 @@ mod tests {
         assert!(check(&mut memo, edges(i64::MAX - 10_000).collect()).is_some());
         let low = (0..100).map(|row| Some(i64::MIN + row % 50)).collect();
         assert!(check(&mut memo, low).is_some());
-        assert_eq!(check(&mut memo, vec![Some(i64::MIN), Some(i64::MAX)]), None);
+        assert_eq!(check(&mut memo, vec![Some(i64::MAX), Some(i64::MIN)]), None);
     }
 
     #[test]
     fn an_error_leaves_nothing_half_known() {
         let mut memo = Memo::default();
-        let array: ArrayRef = Arc::new(Int32Array::from(vec![1, 2, 3]));
-        let failed = memo.rows(&array, |_| {
+        let array: ArrayRef = Arc::new(Int32Array::from(vec![3, 1, 2]));
+        let failed = memo.rows(&array, Prospect::default(), |_| {
             datafusion::common::exec_err!("a predicate that fails")
         });
         assert!(failed.unwrap().is_err());
-        let hits = memo.rows(&array, |values| Ok(BooleanBuffer::new_set(values.len())));
-        assert_eq!(hits.unwrap().unwrap().count_set_bits(), 3);
+        let all = |values: ArrayRef| Ok(BooleanBuffer::new_set(values.len()));
+        let answer = memo.rows(&array, Prospect::default(), all);
+        assert_eq!(answer.unwrap().unwrap().hits.count_set_bits(), 3);
     }
 
     proptest! {

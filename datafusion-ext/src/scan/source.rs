@@ -26,6 +26,7 @@ use stoa_reader::Reader;
 
 use super::context::ScanContext;
 use super::file_reader::CachedReaderFactory;
+use super::filters::answers;
 use super::morsel::StoaMorselizer;
 use super::share;
 
@@ -39,6 +40,7 @@ pub struct StoaSource {
     reader: Reader,
     reversed: bool,
     batch_size: Option<usize>,
+    applies: bool,
 }
 
 impl StoaSource {
@@ -50,7 +52,16 @@ impl StoaSource {
             reader,
             reversed,
             batch_size: None,
+            applies: false,
         }
+    }
+
+    /// Whether the scan applies predicates that chunks answer, so that the plan needs no filter for
+    /// them, whatever `pushdown_filters` says of Parquet. To be said where all that it reads is
+    /// cached; otherwise it is right too, but may be slower.
+    pub(crate) fn with_predicates(mut self, applies: bool) -> Self {
+        self.applies = applies;
+        self
     }
 
     /// The wrapped source.
@@ -86,6 +97,7 @@ impl StoaSource {
         match source.downcast_ref::<ParquetSource>() {
             Some(inner) => Arc::new(Self {
                 batch_size: self.batch_size,
+                applies: self.applies,
                 ..Self::new(inner.clone(), self.reader.clone())
             }),
             None => source,
@@ -167,6 +179,7 @@ impl FileSource for StoaSource {
         let own = Self::new(inner.clone(), self.reader.clone());
         Arc::new(Self {
             batch_size: Some(batch_size),
+            applies: self.applies,
             ..own
         })
     }
@@ -237,7 +250,13 @@ impl FileSource for StoaSource {
         filters: Vec<Arc<dyn PhysicalExpr>>,
         config: &ConfigOptions,
     ) -> Result<FilterPushdownPropagation<Arc<dyn FileSource>>> {
-        let mut result = self.inner.try_pushdown_filters(filters, config)?;
+        let schema = self.table_schema().file_schema();
+        let applies = self.applies && filters.iter().all(|filter| answers(filter, schema));
+        let inner = match applies {
+            true => &self.inner.clone().with_pushdown_filters(true),
+            false => &self.inner,
+        };
+        let mut result = inner.try_pushdown_filters(filters, config)?;
         result.updated_node = result.updated_node.map(|source| self.rewrap(source));
         Ok(result)
     }

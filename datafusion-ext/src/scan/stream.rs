@@ -203,9 +203,10 @@ impl State {
         batch.slice(0, rows)
     }
 
-    /// Puts a block's rows into the queue: in place if it is whole, else with those of others.
+    /// Puts a block's rows into the queue: in place if it is whole or most of it is there, else
+    /// with those of others.
     fn hand_on(&mut self, batch: RecordBatch, whole: bool) -> Result<()> {
-        if !whole {
+        if !whole && batch.num_rows() * 2 < self.morsel.context.batch_size {
             self.small.push_batch(batch)?;
             self.ready
                 .extend(std::iter::from_fn(|| self.small.next_completed_batch()));
@@ -362,7 +363,9 @@ impl CachedMorsel {
 
     /// Works out what is the same for all blocks of a row group.
     fn prepare(&mut self, active: &mut Active) {
-        self.filters.prepare(&active.group);
+        let groups = std::iter::once(&active.group).chain(&self.groups);
+        let rows = groups.map(|group| group.rows as u64).sum();
+        self.filters.prepare(&active.group, rows);
         active.decode_ns = 0.0;
         for column in &self.output.columns {
             let data_type = self.schema.field(self.needed[*column]).data_type();

@@ -141,20 +141,21 @@ impl Dictionary {
         Ok(())
     }
 
-    /// The values that have `text` in them; `None` where unpacking and comparing is better.
+    /// The values that have `texts` in them, each behind the one before it; `None` where unpacking
+    /// and comparing is better.
     pub(super) fn containing(
         &self,
-        text: &[u8],
+        texts: &[String],
         scratch: &mut Scratch,
     ) -> Result<Option<BooleanBuffer>> {
         let mut search = None;
         let mut hits = BooleanBufferBuilder::new(self.len);
         self.text_blocks(|symbols, block| {
             if search.is_none() {
-                search = Search::new(text, symbols);
+                search = Search::new(texts, symbols);
             }
             if let Some(search) = &search {
-                hits.append_buffer(&search.rows(block, scratch)?);
+                hits.append_buffer(&search.rows(block, symbols, scratch)?);
             }
             Ok(())
         })?;

@@ -2,22 +2,19 @@
 //!
 //! Integers are compared as they are packed: the predicate becomes ranges of what is added to the
 //! base. On a dictionary a predicate is evaluated once on the distinct values, by Arrow's own
-//! kernels, and becomes a set of codes. A piece of text is looked for in text as it lies there.
+//! kernels, and becomes a set of codes. Pieces of text are looked for in text as it lies there.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Datum, Scalar, StringViewArray, new_null_array,
-};
+use arrow::array::{Array, ArrayRef, AsArray, Datum, Scalar, new_null_array};
 use arrow::buffer::{BooleanBuffer, Buffer};
-use arrow::compute::contains;
-use arrow::compute::kernels::{boolean, cmp};
 use arrow::compute::{cast, concat};
 use arrow::datatypes::DataType;
 
 use super::bits::{Scratch, Stream, VECTOR, push_bits};
-use super::search::{NEEDLE_BYTES_MAX, Search};
+use super::dictionary::Dictionary;
+use super::search::Search;
 use super::{Encoding, Inner, PackedChunk, Parts, Shared, integers, text, with_scratch};
 use crate::Result;
 use crate::comparison::{Comparison, Operator};
@@ -50,7 +47,7 @@ enum Test {
         range: RangeInclusive<u64>,
         null: bool,
     },
-    /// Whether a piece of text is in the value, or is not if that is negated.
+    /// Whether pieces of text are in the value, or are not if that is negated.
     Contains { search: Search, negated: bool },
 }
 
@@ -62,38 +59,30 @@ impl Prepared {
             (Comparison::IsNull, _) => Test::Null(true),
             (Comparison::IsNotNull, _) => Test::Null(false),
             (comparison, Shared::Constant(value)) => {
-                let hits = on_values(comparison, value)?;
+                let hits = comparison.of_values(value)?;
                 let hit = hits.is_valid(0) && hits.value(0);
                 Test::Always {
                     valid: hit,
                     null: hit,
                 }
             }
-            (Comparison::Contains { text, negated }, Shared::Dictionary(dictionary))
-                if inner.data_type == DataType::Utf8View && text.len() <= NEEDLE_BYTES_MAX =>
-            {
-                let search =
-                    |scratch: &mut Scratch| dictionary.containing(text.as_bytes(), scratch);
-                let hits = with_scratch(search).ok()??;
-                of_hits(dictionary.len, |code| hits.value(code) != *negated, false)
-            }
             (comparison, Shared::Dictionary(dictionary)) => {
-                let values = with_scratch(|scratch| dictionary.values(scratch).cloned()).ok()?;
-                codes(comparison, values, inner)?
+                match found_in(comparison, dictionary, inner) {
+                    Some(test) => test,
+                    None => {
+                        let values = with_scratch(|scratch| dictionary.values(scratch).cloned());
+                        codes(comparison, values.ok()?, inner)?
+                    }
+                }
             }
             (comparison, _) if inner.encoding == Encoding::Integers => {
                 ranges(comparison, inner.base)?
             }
-            (Comparison::Contains { text, negated }, shared)
-                if inner.data_type == DataType::Utf8View =>
+            (Comparison::Contains { texts, negated }, _)
+                if inner.data_type == DataType::Utf8View && inner.has_text() =>
             {
-                let symbols = match shared {
-                    Shared::Symbols(symbols) => Some(symbols.as_ref()),
-                    _ if inner.encoding == Encoding::Text => None,
-                    _ => return None,
-                };
                 Test::Contains {
-                    search: Search::new(text.as_bytes(), symbols)?,
+                    search: Search::new(texts, inner.symbols())?,
                     negated: *negated,
                 }
             }
@@ -162,7 +151,8 @@ impl Prepared {
             }
             Test::Contains { search, negated } => {
                 let block = text::Block::open(&parts.payload, parts.rows)?;
-                let hits = with_scratch(|scratch| search.rows(&block, scratch))?;
+                let symbols = chunk.symbols();
+                let hits = with_scratch(|scratch| search.rows(&block, symbols, scratch))?;
                 if *negated { !&hits } else { hits }
             }
         };
@@ -278,49 +268,6 @@ fn as_type(array: &dyn Array, data_type: &DataType) -> Option<ArrayRef> {
     }
 }
 
-/// What Arrow's kernels say of some values; `None` where they cannot say it.
-fn on_values(comparison: &Comparison, values: &ArrayRef) -> Option<BooleanArray> {
-    match comparison {
-        Comparison::Compare { op, value } => match op {
-            Operator::Eq => cmp::eq(values, value),
-            Operator::NotEq => cmp::neq(values, value),
-            Operator::Lt => cmp::lt(values, value),
-            Operator::LtEq => cmp::lt_eq(values, value),
-            Operator::Gt => cmp::gt(values, value),
-            Operator::GtEq => cmp::gt_eq(values, value),
-        }
-        .ok(),
-        Comparison::All(all) => {
-            let mut hits = BooleanArray::new(BooleanBuffer::new_set(values.len()), None);
-            for comparison in all {
-                hits = boolean::and_kleene(&hits, &on_values(comparison, values)?).ok()?;
-            }
-            Some(hits)
-        }
-        Comparison::In { values: list } => {
-            let mut hits = BooleanArray::new(BooleanBuffer::new_unset(values.len()), None);
-            for at in (0..list.len()).filter(|at| list.is_valid(*at)) {
-                let value = Scalar::new(list.slice(at, 1));
-                hits = boolean::or_kleene(&hits, &cmp::eq(values, &value).ok()?).ok()?;
-            }
-            Some(hits)
-        }
-        Comparison::Contains { text, negated } => {
-            let text = StringViewArray::new_scalar(text);
-            let hits = contains(values, &text).ok()?;
-            match negated {
-                false => Some(hits),
-                true => boolean::not(&hits).ok(),
-            }
-        }
-        Comparison::IsNull => boolean::is_null(values).ok(),
-        Comparison::IsNotNull => boolean::is_not_null(values).ok(),
-        Comparison::OnDictionary(evaluate) => {
-            evaluate(values).filter(|hits| hits.len() == values.len())
-        }
-    }
-}
-
 /// Only what can be asked of anything can be true of a null.
 fn may_be_true_of_null(comparison: &Comparison) -> bool {
     match comparison {
@@ -341,9 +288,26 @@ fn codes(comparison: &Comparison, values: ArrayRef, chunk: &Inner) -> Option<Tes
             concat(&[values.as_ref(), null.as_ref()]).ok()?
         }
     };
-    let found = on_values(comparison, &asked)?;
+    let found = comparison.of_values(&asked)?;
     let hit = |at: usize| found.is_valid(at) && found.value(at);
     Some(of_hits(len, hit, ask_null && hit(len)))
+}
+
+/// The codes of text that has a piece of text in it, looked for in the dictionary as it lies;
+/// `None` where comparing its values is better, and for other comparisons.
+fn found_in(comparison: &Comparison, dictionary: &Dictionary, chunk: &Inner) -> Option<Test> {
+    let Comparison::Contains { texts, negated } = comparison else {
+        return None;
+    };
+    if chunk.data_type != DataType::Utf8View {
+        return None;
+    }
+    let hits = with_scratch(|scratch| dictionary.containing(texts, scratch)).ok()??;
+    Some(of_hits(
+        dictionary.len,
+        |code| hits.value(code) != *negated,
+        false,
+    ))
 }
 
 /// The test for the codes, of `len`, that are a hit, and for nulls.

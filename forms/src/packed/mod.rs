@@ -486,6 +486,19 @@ impl Inner {
         self.decode(&parts, None)
     }
 
+    /// Whether its blocks are text.
+    fn has_text(&self) -> bool {
+        self.encoding == Encoding::Text || self.symbols().is_some()
+    }
+
+    /// What the codes of compressed text stand for.
+    fn symbols(&self) -> Option<&Symbols> {
+        match &self.shared {
+            Shared::Symbols(symbols) => Some(symbols),
+            _ => None,
+        }
+    }
+
     /// The values of a block that is not all null, all or those of some rows, ascending.
     fn decode(&self, parts: &Parts, rows: Option<&[u32]>) -> Result<ArrayRef> {
         with_scratch(|scratch| match (self.encoding, &self.shared) {
@@ -566,7 +579,8 @@ impl Inner {
             if let Some(values) = values.as_string_view_opt() {
                 // The buffer of a block has every value, short ones too, and mostly it is ASCII,
                 // of which every part is UTF-8.
-                if !values.data_buffers().iter().all(|buffer| buffer.is_ascii()) {
+                let buffers = values.data_buffers();
+                if buffers.is_empty() || !buffers.iter().all(|buffer| buffer.is_ascii()) {
                     values.to_data().validate_full()?;
                 }
             }

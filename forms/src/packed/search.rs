@@ -1,4 +1,4 @@
-//! Looking for a piece of text in a block of text, without unpacking it.
+//! Looking for pieces of text in a block of text, without unpacking it.
 //!
 //! In text as it is, by `memmem` over all values at once. In compressed text, by the automaton of
 //! Knuth, Morris and Pratt ("Fast pattern matching in strings", 1977) with one step for a code
@@ -6,21 +6,26 @@
 //!
 //! Both look at the values of a block as if they were one text. An occurrence that reaches over
 //! the end of a value is found too, and told apart by looking at its value alone.
+//!
+//! Of several pieces, one behind the other, the first is looked for so; values that have it are
+//! unpacked for the others.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::BooleanBufferBuilder;
+use arrow::array::{AsArray, BooleanBufferBuilder};
 use arrow::buffer::BooleanBuffer;
+use arrow::datatypes::DataType;
 use memchr::memmem::Finder;
 
 use super::bits::Scratch;
-use super::text::{Block, ESCAPE, Symbols};
+use super::text::{self, Block, ESCAPE, Symbols};
 use crate::Result;
+use crate::comparison::InOrder;
 
 /// Longest text that is looked for in compressed text: with a state before and one within an
 /// escape for each of its bytes, 7 bits tell states apart.
-pub(super) const NEEDLE_BYTES_MAX: usize = 63;
+const NEEDLE_BYTES_MAX: usize = 63;
 /// The flag of a step in which an occurrence ended.
 const FOUND: u16 = 1 << 15;
 /// Parts of a block that are looked through side by side: a step waits for the one before it.
@@ -28,32 +33,48 @@ const LANES: usize = 4;
 /// Codes that a lane reads at once.
 const WORD: usize = 8;
 
-/// A text to be looked for in the blocks of one chunk.
+/// Texts to be looked for in the blocks of one chunk, each behind the one before it.
 #[derive(Clone, Debug)]
-pub(super) enum Search {
+pub(super) struct Search {
+    first: First,
+    all: Arc<InOrder>,
+}
+
+#[derive(Clone, Debug)]
+enum First {
     /// In text as it is.
-    Plain(Arc<Finder<'static>>),
+    Plain,
     /// In codes of the chunk's symbols.
     Compressed(Arc<Steps>),
 }
 
 impl Search {
     /// `None` where decoding and comparing is better: for nothing, or for very long texts.
-    pub(super) fn new(needle: &[u8], symbols: Option<&Symbols>) -> Option<Self> {
-        if needle.is_empty() || needle.len() > NEEDLE_BYTES_MAX {
+    pub(super) fn new(texts: &[String], symbols: Option<&Symbols>) -> Option<Self> {
+        let first = texts.first()?.as_bytes();
+        if first.is_empty() || first.len() > NEEDLE_BYTES_MAX {
             return None;
         }
-        Some(match symbols {
-            None => Self::Plain(Arc::new(Finder::new(needle).into_owned())),
-            Some(symbols) => Self::Compressed(Arc::new(Steps::new(needle, symbols))),
+        Some(Self {
+            first: match symbols {
+                None => First::Plain,
+                Some(symbols) => First::Compressed(Arc::new(Steps::new(first, symbols))),
+            },
+            all: Arc::new(InOrder::new(texts)),
         })
     }
 
-    /// The values of a block that have the text in them.
+    /// The values of a block that have the texts in them.
     ///
     /// # Errors
-    /// [`crate::Error::Corrupt`] where the block's lengths do not fit its data.
-    pub(super) fn rows(&self, block: &Block<'_>, scratch: &mut Scratch) -> Result<BooleanBuffer> {
+    /// [`crate::Error::Corrupt`] where the block's lengths do not fit its data, or what is unpacked
+    /// is not what the block says.
+    pub(super) fn rows(
+        &self,
+        block: &Block<'_>,
+        symbols: Option<&Symbols>,
+        scratch: &mut Scratch,
+    ) -> Result<BooleanBuffer> {
         let starts = block.starts(scratch)?;
         let values = Values {
             data: block.values(),
@@ -61,9 +82,22 @@ impl Search {
         };
         let mut hits = BooleanBufferBuilder::new(values.len());
         hits.append_n(values.len(), false);
-        match self {
-            Self::Plain(finder) => values.find(finder, |row| hits.set_bit(row, true)),
-            Self::Compressed(steps) => steps.find(&values, |row| hits.set_bit(row, true)),
+        match &self.first {
+            First::Plain => values.find(self.all.first(), |row| hits.set_bit(row, true)),
+            First::Compressed(steps) => steps.find(&values, |row| hits.set_bit(row, true)),
+        }
+        let hits = hits.finish();
+        if self.all.len() == 1 {
+            return Ok(hits);
+        }
+        let rows: Vec<u32> = hits.set_indices_u32().collect();
+        let views = block.gather(symbols, &rows, scratch)?;
+        let found = text::array(&DataType::BinaryView, views.views, [views.data], None)?;
+        let mut hits = BooleanBufferBuilder::new(values.len());
+        hits.append_n(values.len(), false);
+        for (row, value) in rows.iter().zip(found.as_binary_view().iter()) {
+            let value = value.unwrap_or_default();
+            hits.set_bit(*row as usize, self.all.are_in(value));
         }
         Ok(hits.finish())
     }

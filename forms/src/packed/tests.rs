@@ -6,7 +6,7 @@ use arrow::datatypes::*;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Chunk;
+use crate::{Chunk, FORM_ARROW, encode_arrow};
 
 /// Bytes at a 64-byte boundary, as they are in a segment.
 pub(crate) fn aligned(bytes: &[u8]) -> Bytes {
@@ -154,9 +154,10 @@ fn pieces(array: &ArrayRef) -> Vec<Comparison> {
     let pieces = pieces.into_iter();
     pieces
         .flat_map(|text| {
-            [false, true].map(|negated| Comparison::Contains {
-                text: text.clone(),
-                negated,
+            let twice = vec![text.clone(), text.clone()];
+            [false, true].into_iter().flat_map(move |negated| {
+                [vec![text.clone()], twice.clone()]
+                    .map(|texts| Comparison::Contains { texts, negated })
             })
         })
         .collect()
@@ -249,6 +250,13 @@ fn assert_compares(array: &ArrayRef) {
     }
 }
 
+/// As a pattern of `LIKE` that nothing but this text matches.
+fn escaped(text: &str) -> String {
+    let special = |c: char| ['%', '_', '\\'].contains(&c);
+    let escape = |c| [special(c).then_some('\\'), Some(c)];
+    text.chars().flat_map(escape).flatten().collect()
+}
+
 fn kernel(comparison: &Comparison, values: &ArrayRef) -> BooleanArray {
     use arrow::compute::kernels::cmp;
     match comparison {
@@ -276,8 +284,15 @@ fn kernel(comparison: &Comparison, values: &ArrayRef) -> BooleanArray {
             }
             hits
         }
-        Comparison::Contains { text, negated } => {
-            let hits = arrow::compute::contains(values, &StringViewArray::new_scalar(text));
+        Comparison::Contains { texts, negated } => {
+            let hits = match texts.as_slice() {
+                [text] => arrow::compute::contains(values, &StringViewArray::new_scalar(text)),
+                texts => {
+                    let escaped = texts.iter().map(|text| escaped(text));
+                    let pattern = format!("%{}%", escaped.collect::<Vec<_>>().join("%"));
+                    arrow::compute::like(values, &StringViewArray::new_scalar(pattern))
+                }
+            };
             let hits = hits.unwrap();
             match negated {
                 true => arrow::compute::not(&hits).unwrap(),
@@ -438,16 +453,24 @@ proptest! {
         });
         let array: ArrayRef = Arc::new(StringViewArray::from_iter(values));
         let chunk = Chunk::Packed(packed(&array));
-        for text in ["a", "ab", "aa", "aba", "bbb", "aabaa", "abababab", "b ", "!", "baz"] {
+        let bytes = encode_arrow(std::slice::from_ref(&array), array.data_type()).unwrap();
+        let plain = Chunk::open(FORM_ARROW, aligned(&bytes), array.data_type()).unwrap();
+        for texts in [
+            "a", "ab", "aa", "aba", "bbb", "aabaa", "abababab", "b ", "!", "baz",
+            "a%b", "ab%ba", "aa%a", "bbb%a%bb", "aabaa%aa", "!%a", "ab%baz",
+        ] {
             for negated in [false, true] {
-                let text = text.to_owned();
-                let comparison = Comparison::Contains { text, negated };
+                let texts = texts.split('%').map(str::to_owned).collect();
+                let comparison = Comparison::Contains { texts, negated };
                 let Some(prepared) = chunk.prepare(&comparison) else {
                     panic!("{comparison:?} in {}", chunk.encoding());
                 };
                 let expected = kernel(&comparison, &array);
                 let expected: BooleanBuffer = expected.iter().map(|hit| hit == Some(true)).collect();
-                prop_assert_eq!(prepared.evaluate(0).unwrap(), expected, "{:?}", comparison);
+                prop_assert_eq!(prepared.evaluate(0).unwrap(), expected.clone(), "{:?}", comparison);
+                if let Some(prepared) = plain.prepare(&comparison) {
+                    prop_assert_eq!(prepared.evaluate(0).unwrap(), expected, "{:?}", comparison);
+                }
             }
         }
     }
@@ -497,8 +520,12 @@ fn exercise(bytes: Bytes, data_type: &DataType) {
                 Some(BooleanArray::from(vec![true; values.len()]))
             })),
             Comparison::Contains {
-                text: "a".to_owned(),
+                texts: vec!["a".to_owned()],
                 negated: false,
+            },
+            Comparison::Contains {
+                texts: vec!["a".to_owned(), "b".to_owned()],
+                negated: true,
             },
         ] {
             if let Some(prepared) = chunk.prepare(&comparison) {

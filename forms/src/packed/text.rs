@@ -499,6 +499,12 @@ pub(super) fn array(
     {
         return Err(corrupt("values", views.len(), "one for each row"));
     }
+    // Kernels have shorter ways for arrays whose values lie in their views.
+    let longest = views.iter().fold(0, |most, view| most.max(*view as u32));
+    let buffers = match longest as usize {
+        0..=INLINE_MAX => Arc::new([]),
+        _ => buffers.into(),
+    };
     let views = ScalarBuffer::from(views);
     // SAFETY: `view` makes views of bytes that lie in their buffer, short ones inside of the view
     // with zeros behind, long ones with the prefix that stands there.
