@@ -8,7 +8,9 @@
 #         else: in virtual machines, with builds of their own (tests/rdma/run.sh).
 #         --netns runs, instead of everything else, three workers in network namespaces through
 #         partitions, deaths and slow links (tests/netns/run.sh, which names its inputs). Needs root.
-#         Neither this script without them nor CI runs these two.
+#         --miri runs, instead of everything else, the tests of the packed container that are small
+#         enough in Miri, which sees what `unsafe` blocks do. Needs a nightly toolchain with it.
+#         Neither this script without them nor CI runs these three.
 #         CARGO_TARGET_DIR moves the build. STOA_TEST_ARGS goes to the test runner.
 # Falls back: to `cargo test` where cargo-nextest is missing; spelling and licences are checked
 # where `typos` and `cargo-deny` are installed, the feature rdma is linted where libibverbs-dev,
@@ -25,11 +27,16 @@ for argument in "$@"; do
     --quick) quick=true ;;
     --rdma) exec "$STOA_ROOT/tests/rdma/run.sh" ;;
     --netns) exec "$STOA_ROOT/tests/netns/run.sh" ;;
+    --miri)
+        MIRIFLAGS=-Zmiri-disable-isolation exec cargo +nightly miri nextest run -p stoa-forms --lib \
+            -E 'test(every_width) + test(mode_follows) + test(rare_wide) + test(views_of_a_dictionary)
+                + test(text_of_every_encoding)'
+        ;;
     -h | --help)
         sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}"
         exit 0
         ;;
-    *) die "unknown argument $argument; expected --quick, --rdma or --netns" ;;
+    *) die "unknown argument $argument; expected --quick, --rdma, --netns or --miri" ;;
     esac
 done
 

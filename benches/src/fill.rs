@@ -23,6 +23,7 @@ use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter, ChunkKey, SEGMENT_BYTES, 
 
 use crate::Error;
 use crate::suite::Data;
+use crate::touch::pages;
 
 /// Rows of a decoded batch, for both sides.
 const BATCH_ROWS: usize = 8192;
@@ -78,6 +79,7 @@ pub fn measure(
     let middle = |value| median(&of(value)).unwrap_or(0.0);
     let chunks = sources.iter().flat_map(|source| &source.chunks);
     Ok(Fill {
+        pages: pages(cache_root)?,
         bytes: all.first().map_or(0, |found| found.bytes),
         parquet_bytes: chunks.map(|chunk| chunk.bytes.len() as u64).sum(),
         decode_ms: middle(|found| found.decode),

@@ -11,7 +11,7 @@ use stoa_benches::hot::{Plan, blocks};
 use stoa_benches::modes::Mode;
 use stoa_benches::suite::{Suite, select};
 use stoa_benches::{Error, child, fill, hot, processes, remote, touch};
-use stoa_figures::{Document, plot, tables};
+use stoa_figures::{Document, criterion, plot, tables};
 use stoa_layout::Form;
 
 #[global_allocator]
@@ -40,6 +40,18 @@ enum Command {
         /// Replace the tables between the markers of these files, instead of printing.
         #[arg(long, value_name = "FILE", value_delimiter = ',')]
         into: Vec<PathBuf>,
+    },
+    /// A document of what `cargo bench -p stoa-micro` has measured.
+    Lookup {
+        /// Where criterion keeps it.
+        #[arg(long, default_value = "target/criterion")]
+        criterion: PathBuf,
+        /// The pages of the mount that the caches lay on: `4 KiB` or `huge`.
+        #[arg(long, default_value = "4 KiB")]
+        pages: String,
+        /// Where the document goes.
+        #[arg(short, long)]
+        output: PathBuf,
     },
     /// An SVG of time against memory.
     Plot {
@@ -138,6 +150,17 @@ async fn main() -> Result<(), Error> {
             markdown: _,
             into,
         } => print_tables(&documents, &into),
+        Command::Lookup {
+            criterion,
+            pages,
+            output,
+        } => {
+            let document = criterion::lookups(&criterion, &pages)?;
+            Ok(std::fs::write(
+                output,
+                serde_json::to_vec_pretty(&document)?,
+            )?)
+        }
         Command::Plot { document, output } => {
             let svg = plot::svg(&read(&document)?)
                 .ok_or("no mode of the document has both memory and time")?;

@@ -138,7 +138,7 @@ fn forget_pages(data: &Data) -> Result<(), Error> {
 }
 
 /// `huge` where the file system below `root` was mounted with huge pages, else `4 KiB`.
-fn pages(root: &Path) -> Result<String, Error> {
+pub(crate) fn pages(root: &Path) -> Result<String, Error> {
     let root = root.canonicalize()?;
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
     Ok(pages_of(&root, &mounts).to_owned())

@@ -26,6 +26,9 @@ pub enum Error {
     /// The memory cannot be served to other workers.
     #[error(transparent)]
     Transfer(#[from] stoa_transfer::TransferError),
+    /// The system gives no threads to load with.
+    #[error("no threads to load with: {0}")]
+    Threads(#[source] std::io::Error),
     /// The metastore refused this worker.
     #[error("the metastore refuses worker {id}: {source}")]
     Refused {

@@ -15,6 +15,7 @@ use stoa_transfer::TransportKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
+use crate::background::Background;
 use crate::batch::Batch;
 use crate::decode::{EncodedChunk, FileDecoder, Skipped};
 use crate::diff::Want;
@@ -84,6 +85,7 @@ pub(crate) struct FillContext {
     /// By table, as in the wants; `None` for tables that want nothing.
     pub(crate) catalogs: Vec<Option<Arc<TableCatalog>>>,
     pub(crate) limits: FillLimits,
+    pub(crate) background: Arc<Background>,
     /// The other workers, where there are any.
     pub(crate) peers: Option<PeerFill>,
 }
@@ -322,25 +324,28 @@ impl Shared {
         let wants = batch.wants.clone();
         let (shared, table, file, row_group) =
             (Arc::clone(self), batch.table, batch.file, batch.row_group);
-        let encoded = tokio::task::spawn_blocking(move || {
-            let decoder = shared.decoder(table, file);
-            let decoder = decoder.get_or_init(|| {
-                // Present: the fetch found it.
-                let catalog = shared.context.catalogs[table].as_ref();
-                FileDecoder::new(
-                    &catalog.expect("a batch's table has a catalog").files[file as usize].metadata,
-                )
-            });
-            let encode = |chunk: Fetched| {
-                let want = &shared.context.wants[chunk.want];
-                let encoded = chunk.ranges.and_then(|_| {
-                    encode_one(decoder, row_group, want.key.column, want.form, &chunk.bytes)
+        let background = Arc::clone(&self.context.background);
+        let encoded = background
+            .spawn(move || {
+                let decoder = shared.decoder(table, file);
+                let decoder = decoder.get_or_init(|| {
+                    // Present: the fetch found it.
+                    let catalog = shared.context.catalogs[table].as_ref();
+                    FileDecoder::new(
+                        &catalog.expect("a batch's table has a catalog").files[file as usize]
+                            .metadata,
+                    )
                 });
-                (chunk.want, encoded)
-            };
-            fetched.into_iter().map(encode).collect::<Vec<_>>()
-        })
-        .await;
+                let encode = |chunk: Fetched| {
+                    let want = &shared.context.wants[chunk.want];
+                    let encoded = chunk.ranges.and_then(|_| {
+                        encode_one(decoder, row_group, want.key.column, want.form, &chunk.bytes)
+                    });
+                    (chunk.want, encoded)
+                };
+                fetched.into_iter().map(encode).collect::<Vec<_>>()
+            })
+            .await;
         encoded.unwrap_or_else(|panic| {
             let failed = Failed {
                 reason: format!("decoding failed: {panic}"),

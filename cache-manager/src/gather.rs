@@ -413,15 +413,17 @@ impl Gathering {
             }
             let turn = shared.turn().await;
             let (checking, wants) = (Arc::clone(&shared), Arc::clone(&shared.context.wants));
-            let checked = tokio::task::spawn_blocking(move || {
-                let check = |(at, location, block): (usize, ChunkLocation, Block)| {
-                    let want = &wants[at];
-                    let catalog = checking.context.catalogs[want.table].as_deref();
-                    (at, chunk_of(want, catalog, location, block))
-                };
-                blocks.into_iter().map(check).collect::<Vec<_>>()
-            })
-            .await;
+            let background = Arc::clone(&shared.context.background);
+            let checked = background
+                .spawn(move || {
+                    let check = |(at, location, block): (usize, ChunkLocation, Block)| {
+                        let want = &wants[at];
+                        let catalog = checking.context.catalogs[want.table].as_deref();
+                        (at, chunk_of(want, catalog, location, block))
+                    };
+                    blocks.into_iter().map(check).collect::<Vec<_>>()
+                })
+                .await;
             drop(turn);
             let mut chunks = Vec::new();
             for (at, chunk) in checked.unwrap_or_default() {

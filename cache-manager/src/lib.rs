@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod background;
 pub mod batch;
 pub mod decode;
 pub mod diff;

@@ -61,6 +61,7 @@ impl Engine {
                 .map(|table| table.catalog.clone())
                 .collect(),
             limits,
+            background: Arc::clone(&self.shared.background),
             peers,
         };
         let mut fill = Fill::start(context, pass.decision.fetch.clone());

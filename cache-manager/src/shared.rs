@@ -9,6 +9,7 @@ use stoa_metastore::WorkerState;
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
+use crate::background::Background;
 use crate::metrics::Counters;
 use crate::peers::LoadBoard;
 use crate::settings::WorkerSettings;
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) board: LoadBoard,
     /// Where other workers can read this one's memory.
     transfer_addresses: OnceLock<Vec<String>>,
+    /// For what keeps a processor busy.
+    pub(crate) background: Arc<Background>,
     store: Arc<Mutex<Store>>,
     details: Mutex<Details>,
     problems: Mutex<BTreeMap<String, String>>,
@@ -45,7 +48,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(settings: WorkerSettings, store: Store) -> Shared {
+    pub(crate) fn new(settings: WorkerSettings, store: Store, background: Background) -> Shared {
         let state = WorkerState {
             id: settings.id.clone(),
             capacity_bytes: settings.capacity_bytes,
@@ -58,6 +61,7 @@ impl Shared {
             state: watch::Sender::new(state),
             board: LoadBoard::default(),
             transfer_addresses: OnceLock::new(),
+            background: Arc::new(background),
             store: Arc::new(Mutex::new(store)),
             details: Mutex::default(),
             problems: Mutex::default(),
@@ -65,13 +69,13 @@ impl Shared {
         }
     }
 
-    /// Runs `work` with the store, on a thread that may block.
+    /// Runs `work` with the store, on a thread that may block and yields to queries.
     pub(crate) async fn with_store<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> T {
         let store = Arc::clone(&self.store);
-        let done = tokio::task::spawn_blocking(move || work(&mut lock(&store))).await;
+        let done = self.background.spawn(move || work(&mut lock(&store))).await;
         match done.map_err(JoinError::try_into_panic) {
             Ok(done) => done,
             Err(Ok(panic)) => std::panic::resume_unwind(panic),

@@ -17,6 +17,7 @@ use stoa_transfer::PathStatistics;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::background::Background;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::events::Events;
@@ -71,7 +72,8 @@ impl Worker {
         let (store, notes) = open(&settings).await?;
         let (served, changes) = (store.served(), store.changes());
         let dir = store.dir().clone();
-        let shared = Arc::new(Shared::new(settings.clone(), store));
+        let background = Background::start().map_err(Error::Threads)?;
+        let shared = Arc::new(Shared::new(settings.clone(), store, background));
         for (name, text) in notes {
             shared.problem(name, Some(text));
         }

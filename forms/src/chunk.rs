@@ -3,7 +3,6 @@
 use arrow::array::{ArrayRef, BooleanArray, Datum, Scalar};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::kernels::cmp;
-use arrow::compute::prep_null_mask_filter;
 use arrow::datatypes::DataType;
 use bytes::Bytes;
 
@@ -227,7 +226,11 @@ impl Prepared {
                         "of a type that can be compared",
                     )
                 })?;
-                Ok(prep_null_mask_filter(&hits).values().clone())
+                let (hits, nulls) = hits.into_parts();
+                Ok(match nulls {
+                    Some(nulls) => &hits & nulls.inner(),
+                    None => hits,
+                })
             }
         }
     }

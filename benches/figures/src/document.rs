@@ -13,7 +13,10 @@ use crate::times::{ByQuery, Comparison, MEMTABLE, PARQUET, Times};
 pub struct Document {
     /// Versions, machine and arguments; what dfbench calls the context.
     pub context: Value,
-    /// `tpch` or `clickbench`.
+    /// Another engine, and its version; none where the engine is ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// `tpch` or `clickbench`; `lookup` for a million chunks.
     pub suite: String,
     /// The scale of the data.
     pub scale: f64,
@@ -42,6 +45,9 @@ pub struct Document {
     /// Chunks in another process's memory, beside Parquet at the same origin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
+    /// By pages (`4 KiB` or `huge`), then by what is looked up in: nanoseconds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lookup: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 /// A mode in a few figures. Ratios of times are below 1 where the mode is faster; each stands
@@ -232,6 +238,9 @@ pub struct Sources {
 /// What making chunks of a form costs, beside the parquet crate's decode of the same chunks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fill {
+    /// `4 KiB` or `huge`.
+    #[serde(default)]
+    pub pages: String,
     /// Bytes of the chunks in this form.
     pub bytes: u64,
     /// Bytes of the chunks as they are in the files.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod criterion;
 pub mod document;
 pub mod plot;
 pub mod stats;

@@ -24,11 +24,15 @@ pub enum Section {
     Fill,
     /// Chunks in another process's memory, beside Parquet at the same origin.
     Remote,
+    /// Lookup and attach among a million chunks.
+    Lookup,
+    /// Other engines, each beside its own scan of Parquet.
+    Peers,
 }
 
 impl Section {
     /// All of them, in the order of a report.
-    pub const ALL: [Section; 7] = [
+    pub const ALL: [Section; 9] = [
         Section::Modes,
         Section::Queries,
         Section::FirstTouch,
@@ -36,6 +40,8 @@ impl Section {
         Section::Processes,
         Section::Fill,
         Section::Remote,
+        Section::Lookup,
+        Section::Peers,
     ];
 
     /// As in markers: `<!-- stoa-bench tpch-1 modes -->`.
@@ -48,20 +54,36 @@ impl Section {
             Section::Processes => "processes",
             Section::Fill => "fill",
             Section::Remote => "remote",
+            Section::Lookup => "lookup",
+            Section::Peers => "peers",
         }
     }
 
-    /// The section as Markdown; empty where the document has nothing of it.
-    pub fn markdown(self, document: &Document) -> String {
+    /// The section as Markdown, of documents of the same data; empty where they have nothing of it.
+    ///
+    /// Of two documents that say the same, the later one wins. Other engines are in
+    /// [`Section::Peers`] only, where all are together.
+    pub fn markdown(self, documents: &[&Document]) -> String {
+        let own = documents.iter().filter(|own| own.engine.is_none());
+        let own: Vec<&Document> = own.copied().collect();
+        let last = |table: fn(&Document) -> String| {
+            let tables = own.iter().map(|document| table(document));
+            tables.rev().find(|table| !table.is_empty())
+        };
         match self {
-            Section::Modes => modes(document),
-            Section::Queries => queries(document),
-            Section::FirstTouch => first_touch(document),
-            Section::Cold => cold(document),
-            Section::Processes => processes(document),
-            Section::Fill => fill(document),
-            Section::Remote => document.remote.as_ref().map_or_else(String::new, remote),
+            Section::Modes => last(modes),
+            Section::Queries => last(queries),
+            Section::Cold => last(cold),
+            Section::Remote => {
+                last(|document| document.remote.as_ref().map_or_else(String::new, remote))
+            }
+            Section::FirstTouch => first_touch(&own),
+            Section::Processes => processes(&own),
+            Section::Fill => fill(&own),
+            Section::Lookup => lookup(&own),
+            Section::Peers => peers(documents),
         }
+        .unwrap_or_default()
     }
 }
 
@@ -69,7 +91,7 @@ impl Section {
 pub fn report(document: &Document) -> String {
     let mut text = format!("## {}\n", title(document));
     for section in Section::ALL {
-        let table = section.markdown(document);
+        let table = section.markdown(&[document]);
         if !table.is_empty() {
             let _ = write!(text, "\n{table}");
         }
@@ -116,22 +138,72 @@ pub fn replace(text: &str, documents: &[Document]) -> Result<String, String> {
             format!("marker `{marker}` names no table `{name}`; expected one of {known}")
         })?;
         out += &rest[..after];
-        // The last document wins, so that a table can be made of several runs, a part each.
-        let table = documents
-            .iter()
-            .filter(|document| document.id() == id)
-            .map(|document| section.markdown(document))
-            .rfind(|table| !table.is_empty());
-        match table {
-            Some(table) => {
-                let _ = write!(out, "\n{table}");
-            }
-            None => out += &rest[after..end],
+        let of_data = documents.iter().filter(|document| document.id() == id);
+        let table = section.markdown(&of_data.collect::<Vec<_>>());
+        if table.is_empty() {
+            out += &rest[after..end];
+        } else {
+            let _ = write!(out, "\n{table}");
         }
         out += END;
         rest = &rest[end + END.len()..];
     }
     Ok(out + rest)
+}
+
+/// Every engine's modes beside its own scan of Parquet: engines that read it at another speed are
+/// compared by what they gain over that.
+fn peers(documents: &[&Document]) -> Option<String> {
+    let hot = documents.iter().filter(|found| !found.summary.is_empty());
+    // The last one of an engine, as elsewhere.
+    let engines: BTreeMap<_, _> = hot.map(|found| (found.engine.clone(), found)).collect();
+    if engines.keys().all(Option::is_none) {
+        return None;
+    }
+    let mut text = head(&[
+        "engine",
+        "mode",
+        "memory MB",
+        "× Parquet",
+        "geometric mean ms",
+        "time ÷ its own Parquet",
+    ]);
+    for (engine, document) in engines {
+        let engine = engine.unwrap_or_else(|| "DataFusion".to_owned());
+        for mode in &document.modes {
+            let Some(found) = document.summary.get(mode) else {
+                continue;
+            };
+            let cells = [
+                engine.clone(),
+                mode.clone(),
+                megabytes(found.bytes),
+                format!("{:.2}", found.bytes_vs_parquet),
+                format!("{:.1}", found.geomean_ms),
+                ratio(found.geomean_vs_parquet, found.geomean_vs_parquet_interval),
+            ];
+            line(&mut text, &cells);
+        }
+    }
+    Some(text)
+}
+
+fn lookup(documents: &[&Document]) -> Option<String> {
+    let of_all = documents.iter().flat_map(|document| &document.lookup);
+    let by_pages: BTreeMap<_, _> = of_all.collect();
+    let columns = by_pages.keys().map(|pages| format!("{pages} pages"));
+    let columns = std::iter::once("ns of CPU time".to_owned()).chain(columns);
+    let mut text = head(&columns.collect::<Vec<_>>());
+    let all: BTreeSet<_> = by_pages.values().flat_map(|found| found.keys()).collect();
+    for what in &all {
+        let figures = by_pages.values().map(|found| {
+            let found = found.get(*what);
+            found.map_or_else(String::new, |nanos| format!("{nanos:.0}"))
+        });
+        let cells = std::iter::once((*what).clone()).chain(figures);
+        line(&mut text, &cells.collect::<Vec<_>>());
+    }
+    (!all.is_empty()).then_some(text)
 }
 
 fn modes(document: &Document) -> String {
@@ -214,9 +286,15 @@ fn queries(document: &Document) -> String {
     text + "\nIn brackets: the time over the best of Parquet, Parquet with pushdown and MemTable.\n"
 }
 
-fn first_touch(document: &Document) -> String {
-    if document.first_touch.is_empty() {
-        return String::new();
+fn first_touch(documents: &[&Document]) -> Option<String> {
+    let mut rows = BTreeMap::new();
+    for document in documents {
+        for (mode, found) in &document.first_touch {
+            rows.insert(
+                (mode_of(mode), &found.pages, found.prefault),
+                (document, found),
+            );
+        }
     }
     let mut text = head(&[
         "mode",
@@ -228,7 +306,7 @@ fn first_touch(document: &Document) -> String {
         "attach ms",
         "prefault ms",
     ]);
-    for (mode, found) in &document.first_touch {
+    for ((mode, pages, prefault), (document, found)) in &rows {
         let worst = match (found.worst_query, found.worst_vs_hot) {
             (Some(query), Some(ratio)) => format!("{} (q{query})", interval(Some(ratio))),
             _ => String::new(),
@@ -236,10 +314,10 @@ fn first_touch(document: &Document) -> String {
         line(
             &mut text,
             &[
-                mode_of(mode).to_owned(),
-                found.pages.clone(),
-                if found.prefault { "yes" } else { "no" }.to_owned(),
-                memory(document, mode_of(mode)),
+                (*mode).to_owned(),
+                (*pages).clone(),
+                if *prefault { "yes" } else { "no" }.to_owned(),
+                memory(document, mode),
                 interval(found.geomean_vs_hot),
                 worst,
                 format!("{:.1}", found.attach_ms),
@@ -247,7 +325,7 @@ fn first_touch(document: &Document) -> String {
             ],
         );
     }
-    text
+    (!rows.is_empty()).then_some(text)
 }
 
 fn cold(document: &Document) -> String {
@@ -274,10 +352,11 @@ fn cold(document: &Document) -> String {
     text
 }
 
-fn processes(document: &Document) -> String {
-    if document.processes.is_empty() {
-        return String::new();
-    }
+fn processes(documents: &[&Document]) -> Option<String> {
+    let of_all = documents.iter().flat_map(|document| &document.processes);
+    let rows: BTreeMap<_, _> = of_all
+        .map(|(mode, found)| ((found.processes, mode), found))
+        .collect();
     let mut text = head(&[
         "mode",
         "processes",
@@ -288,12 +367,12 @@ fn processes(document: &Document) -> String {
         "shared memory MB, all (cache)",
         "private memory MB, all",
     ]);
-    for (mode, found) in &document.processes {
+    for ((_, mode), found) in &rows {
         let private = found.pss_bytes.saturating_sub(found.pss_shared_bytes);
         line(
             &mut text,
             &[
-                mode.clone(),
+                (*mode).clone(),
                 found.processes.to_string(),
                 found.cores.to_string(),
                 format!("{:.3}", found.alone_per_second),
@@ -308,15 +387,17 @@ fn processes(document: &Document) -> String {
             ],
         );
     }
-    text
+    (!rows.is_empty()).then_some(text)
 }
 
-fn fill(document: &Document) -> String {
-    if document.fill.is_empty() {
-        return String::new();
-    }
+fn fill(documents: &[&Document]) -> Option<String> {
+    let of_all = documents.iter().flat_map(|document| &document.fill);
+    let rows: BTreeMap<_, _> = of_all
+        .map(|(form, found)| ((form, &found.pages), found))
+        .collect();
     let mut text = head(&[
         "form",
+        "pages",
         "MB",
         "× Parquet",
         "decode alone, CPU ms",
@@ -325,11 +406,12 @@ fn fill(document: &Document) -> String {
         "rate ÷ decode's",
         "rate ÷ pwrite's",
     ]);
-    for (form, found) in &document.fill {
+    for ((form, pages), found) in &rows {
         line(
             &mut text,
             &[
-                form.clone(),
+                (*form).clone(),
+                (*pages).clone(),
                 megabytes(found.bytes),
                 format!(
                     "{:.2}",
@@ -343,7 +425,7 @@ fn fill(document: &Document) -> String {
             ],
         );
     }
-    text
+    (!rows.is_empty()).then_some(text)
 }
 
 fn remote(found: &Remote) -> String {
@@ -532,19 +614,6 @@ fn bounds(interval: Option<[f64; 2]>) -> String {
     interval.map_or_else(String::new, |[low, high]| format!(" [{low:.2}, {high:.2}]"))
 }
 
-/// The geometric mean of a peer's speed-up over its own baseline, mode by mode of its document:
-/// what is compared where the baselines differ.
-pub fn speedups(document: &Document, baseline: &str) -> BTreeMap<String, f64> {
-    let base = document.summary.get(baseline).map(|base| base.geomean_ms);
-    let modes = document
-        .summary
-        .iter()
-        .filter(|(mode, _)| *mode != baseline);
-    modes
-        .filter_map(|(mode, found)| Some((mode.clone(), base? / found.geomean_ms)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -594,6 +663,50 @@ mod tests {
     }
 
     #[test]
+    fn other_engines_stand_beside_ours_and_not_in_its_place() {
+        let of = |mode: &str, geomean_ms| {
+            let summary = Summary {
+                bytes: 100_000_000,
+                geomean_ms,
+                geomean_vs_parquet: Some(0.25),
+                ..Summary::default()
+            };
+            (mode.to_owned(), summary)
+        };
+        let other = Document {
+            engine: Some("DuckDB 2".into()),
+            modes: vec!["tables".into()],
+            summary: BTreeMap::from([of("tables", 9.0)]),
+            ..document()
+        };
+        let (own, found) = (document(), [&document(), &other]);
+        let peers = Section::Peers.markdown(&found);
+        let expected = "| DuckDB 2 | tables | 100 | 0.00 | 9.0 | 0.25 |\n";
+        assert!(peers.ends_with(expected), "{peers}");
+        assert!(peers.contains("| DataFusion | stoa-arrow |"), "{peers}");
+        assert_eq!(
+            Section::Modes.markdown(&found),
+            Section::Modes.markdown(&[&own])
+        );
+        assert_eq!(Section::Peers.markdown(&[&own]), "");
+    }
+
+    #[test]
+    fn what_was_measured_on_both_kinds_of_pages_stands_together() {
+        let of = |pages: &str, nanos| Document {
+            suite: "lookup".into(),
+            scale: 1.0,
+            lookup: BTreeMap::from([(pages.to_owned(), BTreeMap::from([("index".into(), nanos)]))]),
+            ..Document::default()
+        };
+        let (small, huge) = (of("4 KiB", 146.4), of("huge", 142.0));
+        let marked = "<!-- stoa-bench lookup-1 lookup -->\n<!-- stoa-bench end -->";
+        let text = replace(marked, &[small, huge]).unwrap();
+        assert!(text.contains("| 4 KiB pages | huge pages |\n"), "{text}");
+        assert!(text.contains("| index | 146 | 142 |\n"), "{text}");
+    }
+
+    #[test]
     fn markers_are_filled_and_those_of_other_data_stay() {
         let text = "a\n<!-- stoa-bench tpch-1 modes -->\nold\n<!-- stoa-bench end -->\nb\n\
                     <!-- stoa-bench tpch-10 modes -->\nkept\n<!-- stoa-bench end -->\nc";
@@ -633,7 +746,7 @@ mod tests {
             ..Processes::of(4, 2, &[(1.0, 2.0)])
         };
         document.processes.insert("stoa-arrow".into(), processes);
-        let text = Section::Processes.markdown(&document);
+        let text = Section::Processes.markdown(&[&document]);
         let expected = "| 1.00 [1.00, 1.00] | 1,800 (1,783) | 1,200 |\n";
         assert!(text.ends_with(expected), "{text}");
     }
@@ -682,7 +795,7 @@ mod tests {
 
     #[test]
     fn remote_hits_are_shown_with_their_sources() {
-        let text = Section::Remote.markdown(&with_remote(0));
+        let text = Section::Remote.markdown(&[&with_remote(0)]);
         let expected = "| parquet |  | 200.0 |  |  |  |  | 0, 0, 2 | 40 |\n\
                         | stoa-auto | 9 | 28.3 | 7.07 [7.07, 7.07] | 5.00 [5.00, 5.00] (q1) | \
                         2.00 [2.00, 2.00] | 0, 30, 0 | 0, 4, 0 | 0 |\n\
@@ -699,7 +812,7 @@ mod tests {
 
     #[test]
     fn chunks_from_the_origin_are_said() {
-        let text = Section::Remote.markdown(&with_remote(1));
+        let text = Section::Remote.markdown(&[&with_remote(1)]);
         let expected =
             "**Not all were hits**: in the measured passes it gave chunks to stoa-auto (1).";
         assert!(text.contains(expected), "{text}");

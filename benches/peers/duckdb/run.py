@@ -7,7 +7,7 @@
 
 Inputs: the data that `benches/run.sh` generated below --path. The two modes run interleaved, after
         a first round that is not measured.
-Writes: the document of `stoa-bench run` with the modes duckdb-parquet and duckdb-tables, for
+Writes: the document of `stoa-bench run` of another engine with the modes parquet and tables, for
         `stoa-bench tables`, and duckdb.<mode>.json in dfbench's format.
 
 Only TPC-H: its queries are the texts of cli/queries. Times of another program, measured at another
@@ -28,7 +28,7 @@ import duckdb
 TABLES = ["lineitem", "orders", "partsupp", "part", "customer", "supplier", "nation", "region"]
 HERE = os.path.dirname(os.path.abspath(__file__))
 QUERIES = os.path.join(HERE, "..", "..", "..", "cli", "queries")
-MODES = ["duckdb-parquet", "duckdb-tables"]
+MODES = ["parquet", "tables"]
 
 
 def queries():
@@ -48,7 +48,7 @@ def connect(mode, data, threads):
     connection = duckdb.connect(":memory:")
     connection.execute(f"set threads = {threads}")
     total = 0
-    kind = "view" if mode == "duckdb-parquet" else "table"
+    kind = "view" if mode == "parquet" else "table"
     for table in TABLES:
         files = os.path.join(data, table, "*.parquet")
         if not glob.glob(files):
@@ -101,13 +101,14 @@ def main():
         "start_time": int(time.time()),
         "arguments": sys.argv[1:],
     }
-    parquet_bytes = memory["duckdb-parquet"]
+    parquet_bytes = memory["parquet"]
     medians = {
         mode: {number: statistics.median(values) for number, values in of.items()}
         for mode, of in times.items()
     }
     document = {
         "context": context,
+        "engine": f"DuckDB {duckdb.__version__}",
         "suite": arguments.suite,
         "scale": arguments.scale,
         "parquet_bytes": parquet_bytes,
@@ -120,6 +121,8 @@ def main():
                 "attach_ms": 0.0,
                 "hot_origin_requests": 0,
                 "geomean_ms": geomean(medians[mode].values()),
+                "geomean_vs_parquet": geomean(medians[mode].values())
+                / geomean(medians["parquet"].values()),
             }
             for mode in MODES
         },

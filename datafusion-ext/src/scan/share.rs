@@ -23,12 +23,8 @@ use stoa_reader::{TableFile, View};
 
 use super::context::resolve;
 
-/// Shares a partition has where work may move between partitions, so that one that meets more
-/// surviving rows than the others gets less of the rest.
-const SHARES_A_PARTITION: usize = 4;
-
-/// The fewest blocks that are worth a share of their own: opening one prunes and looks up anew.
-const SHARE_BLOCKS_MIN: usize = 16;
+/// The fewest rows that are worth a share of their own: opening one prunes and looks up anew.
+const SHARE_ROWS_MIN: usize = 8 * BLOCK_ROWS;
 
 /// A boundary between two blocks of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,14 +78,19 @@ struct Divisible {
     at_blocks: bool,
 }
 
-/// Divides the row groups of files, in order, into at most `shares` runs of about equally many
-/// rows. Runs, and the shares in them, are ascending; each block is in exactly one.
-///
-/// A share stands beside the position of its file.
-fn divide(files: &[Vec<Divisible>], shares: usize) -> Vec<Vec<(usize, Share)>> {
-    let total: usize = files.iter().flatten().map(|group| group.rows).sum();
-    let mut runs: Vec<Vec<(usize, Share)>> = vec![];
-    let mut last_owner = None;
+/// What one step of a scan reads, of one file or of several that follow each other.
+#[derive(Debug)]
+struct Run {
+    /// Which end it reaches up to.
+    end: usize,
+    /// Shares beside the positions of their files.
+    shares: Vec<(usize, Share)>,
+}
+
+/// Divides the row groups of files, in order, into runs that end about where `ends` say: so many
+/// rows lie before each. Runs, and the shares in them, are ascending; each block is in exactly one.
+fn divide(files: &[Vec<Divisible>], ends: &[usize]) -> Vec<Run> {
+    let mut runs: Vec<Run> = vec![];
     let mut before = 0;
     for (file, groups) in files.iter().enumerate() {
         for (row_group, group) in groups.iter().enumerate() {
@@ -101,11 +102,12 @@ fn divide(files: &[Vec<Divisible>], shares: usize) -> Vec<Vec<(usize, Share)>> {
             for (block, first) in (0..group.rows).step_by(unit).enumerate() {
                 let rows = unit.min(group.rows - first);
                 // The owner of the unit's middle row owns the unit.
-                let middle = (before + rows / 2) as u128;
-                let owner = middle * shares.max(1) as u128 / total as u128;
+                let middle = before + rows / 2;
+                let end = ends.partition_point(|end| *end <= middle);
                 before += rows;
-                if last_owner.replace(owner) != Some(owner) {
-                    runs.push(vec![]);
+                if runs.last().is_none_or(|run| run.end != end) {
+                    let shares = vec![];
+                    runs.push(Run { end, shares });
                 }
                 let start = Boundary { row_group, block };
                 let end = if first + rows == group.rows {
@@ -120,9 +122,9 @@ fn divide(files: &[Vec<Divisible>], shares: usize) -> Vec<Vec<(usize, Share)>> {
                     }
                 };
                 let Some(run) = runs.last_mut() else { continue };
-                match run.last_mut() {
+                match run.shares.last_mut() {
                     Some((of, share)) if *of == file => share.end = end,
-                    _ => run.push((file, Share { start, end })),
+                    _ => run.shares.push((file, Share { start, end })),
                 }
             }
         }
@@ -130,16 +132,32 @@ fn divide(files: &[Vec<Divisible>], shares: usize) -> Vec<Vec<(usize, Share)>> {
     runs
 }
 
-/// How many shares to make of `blocks` blocks, and how many of them a partition begins with.
+/// Where shares of `rows` rows end, and for each the partition that begins with it.
 ///
-/// One a partition where the order of rows counts, since partitions then never exchange work.
-fn shares_wanted(blocks: usize, partitions: usize, in_order: bool) -> usize {
-    let most = if in_order {
-        partitions
-    } else {
-        partitions * SHARES_A_PARTITION
-    };
-    (blocks / SHARE_BLOCKS_MIN).clamp(partitions.min(most), most)
+/// Partitions begin with equally many rows. Where work may move between them, they take one share
+/// after the other, each half of an even part of what is left: so few are opened, and the last ones
+/// are small, so that all partitions are done at about the same time, whatever the rows cost
+/// (Polychronopoulos and Kuck, "Guided self-scheduling", 1987). Where the order of rows counts,
+/// partitions never exchange work.
+fn share_ends(rows: usize, partitions: usize, in_order: bool) -> Vec<(usize, usize)> {
+    let of = |partition: usize| (rows as u128 * partition as u128 / partitions as u128) as usize;
+    let mut ends: Vec<(usize, usize)> = vec![];
+    let mut start = 0;
+    for partition in 0..partitions {
+        let last = of(partition + 1);
+        while !in_order {
+            let share = ((rows - start) / (2 * partitions)).max(SHARE_ROWS_MIN);
+            // What is less than half a share is not left alone.
+            if last - start < share + SHARE_ROWS_MIN / 2 {
+                break;
+            }
+            start += share;
+            ends.push((start, partition));
+        }
+        start = last;
+        ends.push((start, partition));
+    }
+    ends
 }
 
 /// The scan's file groups with the files divided between `partitions`; `None` where that is
@@ -170,19 +188,14 @@ pub(crate) fn repartition(
     if !groups.iter().flatten().any(|group| group.at_blocks) {
         return None;
     }
-    let blocks = groups
-        .iter()
-        .flatten()
-        .map(|group| group.rows.div_ceil(BLOCK_ROWS))
-        .sum();
+    let rows = groups.iter().flatten().map(|group| group.rows).sum();
     let partitions = partitions.max(1);
-    let wanted = shares_wanted(blocks, partitions, in_order);
-    let runs = divide(&groups, wanted);
-    let mut divided: Vec<Vec<PartitionedFile>> = vec![vec![]; runs.len().min(partitions)];
-    let in_all = divided.len().max(1);
-    for (position, run) in runs.iter().enumerate() {
-        let group = &mut divided[position * in_all / runs.len()];
-        group.extend(run.iter().map(|(index, share)| {
+    let ends = share_ends(rows, partitions, in_order);
+    let before: Vec<usize> = ends.iter().map(|(end, _)| *end).collect();
+    let mut divided: Vec<Vec<PartitionedFile>> = vec![vec![]; partitions];
+    for run in divide(&groups, &before) {
+        let group = &mut divided[ends[run.end].1];
+        group.extend(run.shares.iter().map(|(index, share)| {
             let (start, end) = byte_range(&known[*index], &groups[*index], share);
             PartitionedFile::clone(files[*index])
                 .with_range(start, end)
@@ -190,6 +203,7 @@ pub(crate) fn repartition(
                 .with_extension(*share)
         }));
     }
+    divided.retain(|files| !files.is_empty());
     let divided: Vec<FileGroup> = divided.into_iter().map(FileGroup::new).collect();
     (!divided.is_empty()).then_some(divided)
 }
@@ -300,7 +314,7 @@ mod tests {
     }
 
     /// How many rows each run reads, after a check that every row is read exactly once, in order.
-    fn rows_by_run(files: &[Vec<Divisible>], runs: &[Vec<(usize, Share)>]) -> Vec<usize> {
+    fn rows_by_run(files: &[Vec<Divisible>], runs: &[Run]) -> Vec<usize> {
         let mut next = vec![vec![]; files.len()];
         for (file, groups) in files.iter().enumerate() {
             next[file] = vec![0; groups.len()];
@@ -308,7 +322,7 @@ mod tests {
         let mut read = vec![];
         for run in runs {
             let mut rows = 0;
-            for (file, share) in run {
+            for (file, share) in &run.shares {
                 for (index, group) in files[*file].iter().enumerate() {
                     let own = share.rows(index, group.rows);
                     if !own.is_empty() {
@@ -327,10 +341,17 @@ mod tests {
         read
     }
 
+    /// Equally large runs.
+    fn even(files: &[Vec<Divisible>], runs: usize) -> Vec<usize> {
+        let rows: usize = files.iter().flatten().map(|group| group.rows).sum();
+        let ends = share_ends(rows, runs, true).into_iter();
+        ends.map(|(end, _)| end).collect()
+    }
+
     #[test]
     fn one_large_row_group_is_divided_at_blocks() {
         let files = [groups(&[100 * BLOCK_ROWS + 17], true)];
-        let runs = divide(&files, 4);
+        let runs = divide(&files, &even(&files, 4));
         let rows = rows_by_run(&files, &runs);
         assert_eq!(rows.len(), 4);
         let (least, most) = (rows.iter().min().unwrap(), rows.iter().max().unwrap());
@@ -340,12 +361,15 @@ mod tests {
     #[test]
     fn what_is_not_cached_stays_whole() {
         let files = [groups(&[30_000, 30_000, 30_000], false)];
-        let runs = divide(&files, 2);
+        let runs = divide(&files, &even(&files, 2));
         let mut rows = rows_by_run(&files, &runs);
         rows.sort_unstable();
         assert_eq!(rows, [30_000, 60_000]);
         let single = [groups(&[90_000], false)];
-        assert_eq!(rows_by_run(&single, &divide(&single, 8)), [90_000]);
+        assert_eq!(
+            rows_by_run(&single, &divide(&single, &even(&single, 8))),
+            [90_000]
+        );
     }
 
     #[test]
@@ -357,19 +381,63 @@ mod tests {
                 groups(&[], true),
                 groups(&[16_384, 100_000], true),
             ];
-            let runs = divide(&files, shares);
+            let runs = divide(&files, &even(&files, shares));
             assert!(runs.len() <= shares, "{} runs of {shares}", runs.len());
             rows_by_run(&files, &runs);
         }
-        assert!(divide(&[groups(&[0, 0], true)], 3).is_empty());
+        assert!(divide(&[groups(&[0, 0], true)], &[0, 0, 0]).is_empty());
     }
 
     #[test]
-    fn small_tables_are_not_cut_into_more_shares_than_partitions() {
-        assert_eq!(shares_wanted(4, 2, false), 2);
-        assert_eq!(shares_wanted(1000, 2, false), 8);
-        assert_eq!(shares_wanted(1000, 2, true), 2);
-        assert_eq!(shares_wanted(64, 2, false), 4);
+    fn shares_become_smaller_towards_the_end() {
+        let blocks = |ends: Vec<(usize, usize)>| -> Vec<(usize, usize)> {
+            let mut start = 0;
+            let share = |(end, partition)| (std::mem::replace(&mut start, end), end, partition);
+            let shares = ends.into_iter().map(share);
+            shares
+                .map(|(start, end, partition)| ((end - start) / BLOCK_ROWS, partition))
+                .collect()
+        };
+        let of = |rows, in_order| blocks(share_ends(rows * BLOCK_ROWS, 2, in_order));
+        let sizes = [
+            (183, 0),
+            (137, 0),
+            (45, 0),
+            (91, 1),
+            (68, 1),
+            (51, 1),
+            (38, 1),
+            (28, 1),
+        ];
+        let large = of(732, false);
+        assert_eq!(large[..8], sizes);
+        let (rest, last) = (&large[8..], large.last().unwrap().0);
+        assert!(
+            rest.is_sorted_by(|a, b| a.0 >= b.0) && last < 14,
+            "{rest:?}"
+        );
+        assert!(large.iter().map(|share| share.0).sum::<usize>() > 720);
+        assert_eq!(of(732, true), [(366, 0), (366, 1)]);
+        // Tables of few rows are not cut into more shares than partitions.
+        assert_eq!(of(8, false), [(4, 0), (4, 1)]);
+        assert_eq!(of(24, false), [(12, 0), (12, 1)]);
+        assert_eq!(share_ends(0, 2, false), [(0, 0), (0, 1)]);
+    }
+
+    #[test]
+    fn every_partition_begins_with_equally_many_rows() {
+        for partitions in [1, 2, 3, 7, 64] {
+            let rows = 10_000_000;
+            let ends = share_ends(rows, partitions, false);
+            assert!(ends.is_sorted() && ends.last() == Some(&(rows, partitions - 1)));
+            for partition in 0..partitions {
+                let end = ends
+                    .iter()
+                    .filter(|end| end.1 == partition)
+                    .map(|end| end.0);
+                assert_eq!(end.max(), Some(rows * (partition + 1) / partitions));
+            }
+        }
     }
 
     #[test]

@@ -609,7 +609,8 @@ fn the_encoding_follows_the_values() {
 
 #[test]
 fn views_of_a_dictionary_point_into_the_chunk() {
-    let words = (0..20_000).map(|i| format!("a word longer than twelve bytes {}", i % 9));
+    let count = if cfg!(miri) { 500 } else { 20_000 };
+    let words = (0..count).map(|i| format!("a word longer than twelve bytes {}", i % 9));
     let array: ArrayRef = Arc::new(StringViewArray::from_iter_values(words));
     let bytes = aligned(&encode_packed(std::slice::from_ref(&array), &DataType::Utf8View).unwrap());
     let inside = bytes.as_ptr_range();
@@ -641,6 +642,59 @@ fn chunks_of_any_size_read_back() {
         assert_reads_back(&some);
         assert_reads_back(&new_null_array(&DataType::Int32, rows as usize));
         assert_reads_back(&new_null_array(&DataType::Null, rows as usize));
+    }
+}
+
+/// What reads without checks of its own, small enough for an interpreter that sees every access.
+#[test]
+fn text_of_every_encoding_reads_back_and_is_searched() {
+    let count = if cfg!(miri) { 300 } else { 20_000 };
+    let of = |value: &dyn Fn(usize) -> String| -> ArrayRef {
+        let values = (0..count).map(|i| (i % 11 != 5).then(|| value(i)));
+        Arc::new(StringViewArray::from_iter(values))
+    };
+    let whole = (0..count).map(|i| format!("no nulls {i}, com of 1{i}1"));
+    let arrays: [ArrayRef; 4] = [
+        Arc::new(StringViewArray::from_iter_values(whole)),
+        of(&|i| {
+            format!(
+                "{}{}",
+                "common words in all of them ".repeat(i % 3),
+                i * 7919 % 10_007
+            )
+        }),
+        of(&|i| "short".chars().cycle().skip(i % 5).take(i % 7).collect()),
+        of(&|i| {
+            char::from_u32(0x400 + (i * 31 % 199) as u32)
+                .unwrap_or('x')
+                .to_string()
+                .repeat(9)
+        }),
+    ];
+    for array in &arrays {
+        let chunk = Chunk::Packed(packed(array));
+        let bytes = encode_arrow(std::slice::from_ref(array), array.data_type()).unwrap();
+        let plain = Chunk::open(FORM_ARROW, aligned(&bytes), array.data_type()).unwrap();
+        let keep: BooleanBuffer = (0..chunk.block_rows(0)).map(|row| row % 9 == 1).collect();
+        let kept = BooleanArray::new(keep.clone(), None);
+        let first = array.slice(0, chunk.block_rows(0));
+        assert_eq!(&chunk.block(0).unwrap(), &first, "{}", chunk.encoding());
+        let expected = arrow::compute::filter(&first, &kept).unwrap();
+        assert_eq!(&chunk.filtered(0, &keep).unwrap(), &expected);
+        for texts in ["words", "o", "com%of", "1%1"] {
+            let texts = texts.split('%').map(str::to_owned).collect();
+            let comparison = Comparison::Contains {
+                texts,
+                negated: false,
+            };
+            let expected = kernel(&comparison, &first);
+            let expected: BooleanBuffer = expected.iter().map(|hit| hit == Some(true)).collect();
+            for chunk in [&chunk, &plain] {
+                if let Some(test) = chunk.prepare(&comparison) {
+                    assert_eq!(test.evaluate(0).unwrap(), expected, "{comparison:?}");
+                }
+            }
+        }
     }
 }
 

@@ -128,6 +128,10 @@ async fn main() -> Result<(), Error> {
             "start_time": SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
             "arguments": std::env::args().skip(1).collect::<Vec<_>>(),
         }),
+        engine: Some(format!(
+            "LiquidCache 0.1.13, DataFusion {}",
+            datafusion::DATAFUSION_VERSION
+        )),
         suite: "tpch".to_owned(),
         scale: arguments.scale,
         parquet_bytes,
