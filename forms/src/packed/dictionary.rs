@@ -109,7 +109,7 @@ impl Dictionary {
             buffers.push(block.data);
             Ok(())
         })?;
-        let buffers: Arc<[Buffer]> = buffers.into();
+        let buffers = text::needed(&views, buffers.into());
         Ok(Unpacked {
             values: text::array(&self.data_type, views, Arc::clone(&buffers), None)?,
             buffers,

@@ -484,6 +484,19 @@ fn view(data: &[u8], start: usize, length: usize, number: u32) -> Result<u128> {
     })
 }
 
+/// The buffers of an array over these views: none where all values lie in their views, for which
+/// kernels have shorter ways.
+pub(super) fn needed(views: &[u128], buffers: Arc<[Buffer]>) -> Arc<[Buffer]> {
+    if buffers.is_empty() {
+        return buffers;
+    }
+    let longest = views.iter().fold(0, |most, view| most.max(*view as u32));
+    match longest as usize {
+        0..=INLINE_MAX => Arc::new([]),
+        _ => buffers,
+    }
+}
+
 /// An array over views.
 ///
 /// The caller has made them with [`Block::decode`] or [`Block::gather`], or copied such ones.
@@ -499,12 +512,7 @@ pub(super) fn array(
     {
         return Err(corrupt("values", views.len(), "one for each row"));
     }
-    // Kernels have shorter ways for arrays whose values lie in their views.
-    let longest = views.iter().fold(0, |most, view| most.max(*view as u32));
-    let buffers = match longest as usize {
-        0..=INLINE_MAX => Arc::new([]),
-        _ => buffers.into(),
-    };
+    let buffers = needed(&views, buffers.into());
     let views = ScalarBuffer::from(views);
     // SAFETY: `view` makes views of bytes that lie in their buffer, short ones inside of the view
     // with zeros behind, long ones with the prefix that stands there.
