@@ -145,10 +145,10 @@ fn share_ends(rows: usize, partitions: usize, in_order: bool) -> Vec<(usize, usi
     let mut start = 0;
     for partition in 0..partitions {
         let last = of(partition + 1);
-        while !in_order {
+        loop {
             let share = ((rows - start) / (2 * partitions)).max(SHARE_ROWS_MIN);
             // What is less than half a share is not left alone.
-            if last - start < share + SHARE_ROWS_MIN / 2 {
+            if in_order || last - start < share + SHARE_ROWS_MIN / 2 {
                 break;
             }
             start += share;
