@@ -73,7 +73,7 @@ impl Section {
         match self {
             Section::Modes => last(modes),
             Section::Queries => last(queries),
-            Section::Cold => last(cold),
+            Section::Cold => cold(&own),
             Section::Remote => {
                 last(|document| document.remote.as_ref().map_or_else(String::new, remote))
             }
@@ -290,10 +290,7 @@ fn first_touch(documents: &[&Document]) -> Option<String> {
     let mut rows = BTreeMap::new();
     for document in documents {
         for (mode, found) in &document.first_touch {
-            rows.insert(
-                (mode_of(mode), &found.pages, found.prefault),
-                (document, found),
-            );
+            rows.insert((mode_of(mode), &found.pages, found.prefault), found);
         }
     }
     let mut text = head(&[
@@ -306,7 +303,7 @@ fn first_touch(documents: &[&Document]) -> Option<String> {
         "attach ms",
         "prefault ms",
     ]);
-    for ((mode, pages, prefault), (document, found)) in &rows {
+    for ((mode, pages, prefault), found) in &rows {
         let worst = match (found.worst_query, found.worst_vs_hot) {
             (Some(query), Some(ratio)) => format!("{} (q{query})", interval(Some(ratio))),
             _ => String::new(),
@@ -317,7 +314,7 @@ fn first_touch(documents: &[&Document]) -> Option<String> {
                 (*mode).to_owned(),
                 (*pages).clone(),
                 if *prefault { "yes" } else { "no" }.to_owned(),
-                memory(document, mode),
+                memory(documents, mode),
                 interval(found.geomean_vs_hot),
                 worst,
                 format!("{:.1}", found.attach_ms),
@@ -328,28 +325,27 @@ fn first_touch(documents: &[&Document]) -> Option<String> {
     (!rows.is_empty()).then_some(text)
 }
 
-fn cold(document: &Document) -> String {
-    if document.cold.is_empty() {
-        return String::new();
-    }
+fn cold(documents: &[&Document]) -> Option<String> {
+    let mut found = documents.iter().rev();
+    let found = found.find(|document| !document.cold.is_empty())?;
     let mut text = head(&[
         "mode, cold",
         "memory MB",
         "time ÷ Parquet",
         "sum of medians, ms",
     ]);
-    for (mode, found) in &document.cold {
+    for (mode, found) in &found.cold {
         line(
             &mut text,
             &[
                 mode.clone(),
-                memory(document, mode),
+                memory(documents, mode),
                 interval(found.geomean_vs_parquet),
                 format!("{:.0}", found.median_ms.values().sum::<f64>()),
             ],
         );
     }
-    text
+    Some(text)
 }
 
 fn processes(documents: &[&Document]) -> Option<String> {
@@ -561,8 +557,10 @@ fn mode_of(key: &str) -> &str {
     key.split(',').next().unwrap_or(key)
 }
 
-fn memory(document: &Document, mode: &str) -> String {
-    let found = document.summary.get(mode);
+/// What a mode's tables take, which is measured with the hot times: in another document, perhaps.
+fn memory(documents: &[&Document], mode: &str) -> String {
+    let mut found = documents.iter().rev();
+    let found = found.find_map(|document| document.summary.get(mode));
     found.map_or_else(String::new, |found| megabytes(found.bytes))
 }
 
@@ -660,6 +658,18 @@ mod tests {
             !text.contains("prefault"),
             "nothing was measured of it: {text}"
         );
+    }
+
+    #[test]
+    fn memory_of_one_run_stands_beside_what_another_measured() {
+        use crate::document::Cold;
+        let cold = Document {
+            cold: BTreeMap::from([("stoa-arrow".into(), Cold::default())]),
+            summary: BTreeMap::new(),
+            ..document()
+        };
+        let text = Section::Cold.markdown(&[&document(), &cold]);
+        assert!(text.contains("| stoa-arrow | 1,783 |"), "{text}");
     }
 
     #[test]
