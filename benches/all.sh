@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures all that the tables of the README and of docs/performance.md show, and fills them: some
-# two hours, of which the peers' builds are the first half.
+# Measures all that the tables of the README and of docs/performance.md show, and fills them. Takes
+# long: LiquidCache is built with a DataFusion of its own.
 #
 #   benches/all.sh                       # everything
 #   benches/all.sh tpch fill lookup      # these parts; the other tables stay as they are
@@ -34,14 +34,14 @@ fi
 measure() {
     local name="$1"
     shift
-    echo "== $name" >&2
+    say "== $name"
     benches/run.sh "$@" --path "$data" -o "$results/$name.json"
 }
 
 # As measure, on huge pages.
 huge() {
     if [ "$(id -u)" -ne 0 ]; then
-        echo "== $1: left out, huge pages are mounted by root" >&2
+        say "== $1: left out, huge pages are mounted by root"
         return
     fi
     measure "$@" --huge
@@ -88,7 +88,7 @@ part() {
         huge fill-huge --states fill --iterations 5 --modes stoa-arrow,stoa-packed,stoa-parquet
         ;;
     lookup)
-        echo "== lookup" >&2
+        say "== lookup"
         lookups "4 KiB" "$results/lookup.json"
         if [ "$(id -u)" -eq 0 ]; then
             # The caches of that benchmark lie on /dev/shm: here, on another one that nobody else sees.
@@ -106,15 +106,15 @@ part() {
         ;;
     duckdb)
         if ! "$python" -c 'import duckdb' 2>/dev/null; then
-            echo "== duckdb: left out, $python has no module duckdb; see benches/peers/duckdb/run.py" >&2
+            say "== duckdb: left out, $python has no module duckdb; see benches/peers/duckdb/run.py"
             return
         fi
-        echo "== duckdb" >&2
+        say "== duckdb"
         "$python" benches/peers/duckdb/run.py --scale 1 --path "$data" --threads 2 --iterations 15 \
             -o "$results/duckdb.json"
         ;;
     liquid-cache)
-        echo "== liquid-cache" >&2
+        say "== liquid-cache"
         cargo run --release --locked --manifest-path benches/peers/liquid-cache/Cargo.toml -- \
             --path "$data" --iterations 9 -o "$results/liquid-cache.json" </dev/null
         ;;

@@ -215,11 +215,7 @@ pub fn documents(mode: &Mode, data: &Data, root: &str) -> Result<Vec<LayoutDocum
         let location = format!("{root}/{table}/");
         let mut document = LayoutDocument::new(name, LayoutVersion::FIRST, location);
         document.form = form;
-        if let Mode::Stoa {
-            budget: Some(times),
-            ..
-        } = mode
-        {
+        if let Some(times) = mode.budget() {
             // A share for each table: which of them is planned first must not matter.
             document.budget_bytes = Some((data.table_bytes(table)? as f64 * times) as u64);
         }

@@ -315,15 +315,12 @@ impl Filters {
             conjunct.prepared = comparison
                 .as_ref()
                 .and_then(|comparison| chunk?.prepare(comparison));
+            let of_memo = chunk.filter(|_| conjunct.has_memo);
+            let keys = of_memo.and_then(|chunk| span(chunk.statistics()));
             conjunct.prospect = Prospect {
-                keys: u64::MAX,
+                keys: keys.unwrap_or(u64::MAX),
                 rows,
             };
-            if conjunct.has_memo
-                && let Some(keys) = chunk.and_then(|chunk| span(chunk.statistics()))
-            {
-                conjunct.prospect.keys = keys;
-            }
         }
     }
 

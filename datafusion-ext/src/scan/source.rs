@@ -172,16 +172,11 @@ impl FileSource for StoaSource {
     }
 
     fn with_batch_size(&self, batch_size: usize) -> Arc<dyn FileSource> {
-        let source = self.inner.with_batch_size(batch_size);
-        let Some(inner) = source.downcast_ref::<ParquetSource>() else {
-            return source;
-        };
-        let own = Self::new(inner.clone(), self.reader.clone());
-        Arc::new(Self {
+        let own = Self {
             batch_size: Some(batch_size),
-            applies: self.applies,
-            ..own
-        })
+            ..self.clone()
+        };
+        own.rewrap(self.inner.with_batch_size(batch_size))
     }
 
     fn filter(&self) -> Option<Arc<dyn PhysicalExpr>> {
