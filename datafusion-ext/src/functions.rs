@@ -13,6 +13,7 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use stoa_forms::Chunk;
 use stoa_reader::TableFile;
+use stoa_shm::{Entry, Wanted};
 
 use crate::catalog::Tables;
 use crate::clock::now_unix_ms;
@@ -220,19 +221,27 @@ fn table_rows(tables: &Tables) -> Vec<ArrayRef> {
 }
 
 /// Row group, position of the root column and index entry of each cached chunk of a file.
-fn cached_chunks(view: &stoa_reader::View, file: &TableFile) -> Vec<(u32, usize, stoa_shm::Entry)> {
+fn cached_chunks(view: &stoa_reader::View, file: &TableFile) -> Vec<(u32, usize, Entry)> {
     let Some(id) = view.file_id(file) else {
         return vec![];
     };
-    let mut chunks = vec![];
-    for row_group in 0..file.metadata().num_row_groups() as u32 {
-        for (column, root) in file.roots().iter().enumerate() {
-            if let Some(entry) = view.snapshot().lookup(id, row_group, root.first_leaf) {
-                chunks.push((row_group, column, entry));
-            }
-        }
-    }
-    chunks
+    let roots = file.roots();
+    let wanted = |row_group| {
+        roots.iter().map(move |root| Wanted {
+            file: id,
+            row_group,
+            column: root.first_leaf,
+        })
+    };
+    let row_groups = 0..file.metadata().num_row_groups() as u32;
+    let wanted: Vec<Wanted> = row_groups.flat_map(wanted).collect();
+    let mut entries = vec![];
+    view.snapshot().lookup_many(&wanted, &mut entries);
+    entries
+        .into_iter()
+        .enumerate()
+        .filter_map(|(at, entry)| Some((wanted[at].row_group, at % roots.len(), entry?)))
+        .collect()
 }
 
 fn chunk_rows(tables: &Tables) -> Vec<ArrayRef> {
@@ -303,7 +312,7 @@ fn encoding(
     file: &TableFile,
     row_group: u32,
     column: usize,
-    entry: &stoa_shm::Entry,
+    entry: &Entry,
 ) -> String {
     if entry.form() == stoa_forms::FORM_PARQUET {
         let leaf = file.roots()[column].first_leaf as usize;

@@ -19,7 +19,7 @@ pub(crate) const DIRECTORY_MAGIC: [u8; 8] = *b"STOADIRY";
 /// Readers refuse another major format.
 pub(crate) const FORMAT_MAJOR: u16 = 1;
 /// Readers accept any minor format of their major one.
-pub(crate) const FORMAT_MINOR: u16 = 0;
+pub(crate) const FORMAT_MINOR: u16 = 1;
 /// Reads as another number on a machine of the other byte order.
 pub(crate) const ENDIAN_MARK: u32 = 0x0A0B_0C0D;
 /// Alignment of everything that an index or a segment header points to.
@@ -187,7 +187,8 @@ le_struct! {
         file_probe_max: u32,
         strings_offset: u64,
         strings_bytes: u64,
-        reserved: [u8; 64],
+        tags_offset: u64,
+        reserved: [u8; 56],
         check: u64,
     }
 }

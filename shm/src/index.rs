@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::format::{
-    CatalogRow, ChunkSlot, FileSlot, INDEX_MAGIC, IndexHeader, SLOT_USED, SegmentHeader,
+    CatalogRow, ChunkSlot, Field, FileSlot, INDEX_MAGIC, IndexHeader, SLOT_USED, SegmentHeader,
     SegmentRow, aligned, check_preamble, check_section, hash,
 };
 use crate::map::prefetch;
@@ -33,7 +33,16 @@ pub struct Wanted {
 
 /// How many lookups have their cache lines on the way at the same time: more than a core can wait
 /// for at once.
-const LOOKUPS_TOGETHER: usize = 32;
+const LOOKUPS_TOGETHER: usize = 64;
+
+/// Tags that are compared at once. So many less one are repeated behind the last one, so that they
+/// can be read from every slot on.
+pub(crate) const TAGS_TOGETHER: usize = 8;
+/// How often. Few probes are longer.
+const TAG_READS_MAX: usize = 4;
+/// The lowest and the highest bit of every tag of those.
+const LOW_BITS: u64 = u64::MAX / 0xFF;
+const HIGH_BITS: u64 = LOW_BITS << 7;
 
 /// A chunk's entry, read from the index and checked: the bytes of the entry are intact, its range
 /// is aligned and does not overflow. Whether the range lies inside the segment is checked when the
@@ -87,11 +96,18 @@ impl Entry {
 }
 
 impl Wanted {
-    /// Where its probe begins among `slots`, which is not 0.
     #[inline]
-    fn first_slot(&self, slots: u32) -> u32 {
-        let hash = chunk_hash(self.file.key_hash, self.row_group, self.column);
-        first_slot(hash, slots)
+    fn hash(&self) -> u64 {
+        chunk_hash(self.file.key_hash, self.row_group, self.column)
+    }
+
+    #[inline]
+    fn is_in(&self, row: &[u8]) -> bool {
+        let slot = ChunkSlot::read(row);
+        slot.file == self.file.slot
+            && slot.row_group == self.row_group
+            && slot.column == self.column
+            && slot.state != 0
     }
 }
 
@@ -119,6 +135,33 @@ pub(crate) fn first_slot(hash: u64, slots: u32) -> u32 {
     ((u128::from(hash) * u128::from(slots)) >> 64) as u32
 }
 
+/// The slot that many slots on from the first one, which may be more than there are.
+#[inline]
+fn wrapped(slot: u32, slots: u32) -> u32 {
+    if slot < slots { slot } else { slot % slots }
+}
+
+/// What the tag table holds for a used slot: never 0, which is that of an empty one. Other bits than
+/// those that the slot follows from.
+pub(crate) fn tag(hash: u64) -> u8 {
+    (hash as u8).max(1)
+}
+
+/// Rows of the tag table of a chunk table of `slots` slots.
+pub(crate) fn tags_for(slots: u32) -> u64 {
+    match slots {
+        0 => 0,
+        slots => u64::from(slots) + TAGS_TOGETHER as u64 - 1,
+    }
+}
+
+/// Which of eight tags are 0, as their highest bits. The lowest of these is right; above it, a 1 may
+/// be taken for a 0.
+#[inline]
+fn zeros(tags: u64) -> u64 {
+    tags.wrapping_sub(LOW_BITS) & !tags & HIGH_BITS
+}
+
 /// A view of an index file whose header and geometry were checked.
 #[derive(Debug)]
 pub(crate) struct Index<B> {
@@ -144,6 +187,7 @@ impl<B: AsRef<[u8]>> Index<B> {
             ));
         }
         let from = IndexHeader::BYTES as u64;
+        let has_tags = header.tags_offset != 0;
         let sections = [
             (
                 "file table",
@@ -156,6 +200,17 @@ impl<B: AsRef<[u8]>> Index<B> {
                 header.chunk_slots_offset,
                 u64::from(header.chunk_slots),
                 ChunkSlot::BYTES,
+            ),
+            (
+                "tag table",
+                // An index without tags, as format 1.0 has it, begins them nowhere.
+                if has_tags { header.tags_offset } else { from },
+                if has_tags {
+                    tags_for(header.chunk_slots)
+                } else {
+                    0
+                },
+                1,
             ),
             (
                 "catalog table",
@@ -284,70 +339,150 @@ impl<B: AsRef<[u8]>> Index<B> {
         ))
     }
 
-    /// The entry of a chunk.
+    /// The entry of a chunk, or why there is none.
+    pub(crate) fn lookup(&self, wanted: &Wanted) -> Result<Entry, Miss> {
+        let slot = self.slot(wanted).ok_or(Miss::Absent)?;
+        let entry = self.entry(slot, wanted.file);
+        entry.ok_or_else(|| self.damage(slot, wanted.file))
+    }
+
+    /// The slot of a chunk, if the index names it.
     #[inline]
-    pub(crate) fn lookup(&self, file: FileId, row_group: u32, column: u32) -> Result<Entry, Miss> {
-        let wanted = Wanted {
-            file,
-            row_group,
-            column,
-        };
-        match self.header.chunk_slots {
-            0 => Err(Miss::Absent),
-            slots => self.probe(&wanted, wanted.first_slot(slots)),
+    pub(crate) fn slot(&self, wanted: &Wanted) -> Option<u32> {
+        let hash = wanted.hash();
+        self.slot_near(wanted, hash, self.likely(hash))
+    }
+
+    /// The slots of many chunks, in their order. Where they probably lie is fetched before the first
+    /// one is looked at, so that the memory is waited for once and not once a chunk.
+    #[inline]
+    pub(crate) fn slots(&self, wanted: &[Wanted], mut found: impl FnMut(&Wanted, Option<u32>)) {
+        let table = self.header.chunk_slots_offset as usize;
+        for together in wanted.chunks(LOOKUPS_TOGETHER) {
+            let mut places = [(0, None); LOOKUPS_TOGETHER];
+            for (place, wanted) in places.iter_mut().zip(together) {
+                let hash = wanted.hash();
+                let likely = self.likely(hash);
+                *place = (hash, likely);
+                if let Some(slot) = likely {
+                    prefetch(self.bytes(), table + slot as usize * ChunkSlot::BYTES);
+                }
+            }
+            for ((hash, likely), wanted) in places.iter().zip(together) {
+                found(wanted, self.slot_near(wanted, *hash, *likely));
+            }
         }
     }
 
-    /// The entries of many chunks, in their order. The slots where their probes begin are fetched
-    /// before the first one is followed, so that the memory is waited for once and not once a chunk.
-    pub(crate) fn lookup_many(
-        &self,
-        wanted: &[Wanted],
-        mut found: impl FnMut(Result<Entry, Miss>),
-    ) {
+    /// The eight tags from `slot` on.
+    #[inline]
+    fn tags(&self, slot: u32) -> u64 {
+        let start = self.header.tags_offset as usize + slot as usize;
+        u64::get(&self.bytes()[start..start + TAGS_TOGETHER])
+    }
+
+    /// The first slot of the probe for `hash` that has its tag: where the chunk most probably lies,
+    /// if it is there. `None` says nothing.
+    #[inline(always)]
+    fn likely(&self, hash: u64) -> Option<u32> {
         let slots = self.header.chunk_slots;
         if slots == 0 {
-            wanted.iter().for_each(|_| found(Err(Miss::Absent)));
-            return;
+            return None;
         }
-        for together in wanted.chunks(LOOKUPS_TOGETHER) {
-            let mut first = [0; LOOKUPS_TOGETHER];
-            let table = self.header.chunk_slots_offset as usize;
-            for (slot, wanted) in first.iter_mut().zip(together) {
-                *slot = wanted.first_slot(slots);
-                prefetch(self.bytes(), table + *slot as usize * ChunkSlot::BYTES);
-            }
-            for (slot, wanted) in first.iter().zip(together) {
-                found(self.probe(wanted, *slot));
-            }
+        let first = first_slot(hash, slots);
+        if self.header.tags_offset == 0 {
+            return Some(first);
         }
+        let same_tags = LOW_BITS * u64::from(tag(hash));
+        let mut from = first;
+        for _ in 0..TAG_READS_MAX {
+            let tags = self.tags(from);
+            let same = zeros(tags ^ same_tags);
+            if same != 0 {
+                let slot = from + same.trailing_zeros() / 8;
+                return Some(wrapped(slot, slots));
+            }
+            if zeros(tags) != 0 {
+                return None;
+            }
+            from = wrapped(from + TAGS_TOGETHER as u32, slots);
+        }
+        None
+    }
+
+    /// The slot of a chunk whose hash is `hash`, and which most probably lies in `likely`.
+    #[inline]
+    fn slot_near(&self, wanted: &Wanted, hash: u64, likely: Option<u32>) -> Option<u32> {
+        likely
+            .filter(|slot| wanted.is_in(self.chunk_row(*slot)))
+            .or_else(|| self.probe(wanted, hash))
     }
 
     /// Follows a probe from its first slot.
-    #[inline]
-    fn probe(&self, wanted: &Wanted, first: u32) -> Result<Entry, Miss> {
+    #[cold]
+    fn probe(&self, wanted: &Wanted, hash: u64) -> Option<u32> {
         let slots = self.header.chunk_slots;
-        let mut slot = first;
+        let mut slot = first_slot(hash, slots);
         for _ in 0..self.header.chunk_probe_max.min(slots) {
-            let row = self.row(self.header.chunk_slots_offset, slot, ChunkSlot::BYTES);
-            let found = ChunkSlot::read(row);
-            if found.state == 0 {
-                return Err(Miss::Absent);
+            let row = self.chunk_row(slot);
+            if ChunkSlot::read(row).state == 0 {
+                return None;
             }
-            if found.file == wanted.file.slot
-                && found.row_group == wanted.row_group
-                && found.column == wanted.column
-            {
-                return check_slot(slot, row, &found, wanted.file);
+            if wanted.is_in(row) {
+                return Some(slot);
             }
-            slot = if slot + 1 == slots { 0 } else { slot + 1 };
+            slot = wrapped(slot + 1, slots);
         }
-        Err(Miss::Absent)
+        None
+    }
+
+    /// The entry in a slot that holds a chunk of this file; `None` if it is damaged.
+    #[inline(always)]
+    pub(crate) fn entry(&self, slot: u32, file: FileId) -> Option<Entry> {
+        let row = self.chunk_row(slot);
+        let found = ChunkSlot::read(row);
+        let is_intact =
+            found.state == SLOT_USED && found.check == ChunkSlot::check_of(row, file.key_hash);
+        if !is_intact || range_end(found.offset, found.length).is_none() {
+            return None;
+        }
+        Some(Entry {
+            file,
+            row_group: found.row_group,
+            column: found.column,
+            ordinal: found.ordinal,
+            location: ChunkLocation {
+                segment: SegmentId(found.segment),
+                offset: found.offset,
+                length: found.length,
+                form: found.form,
+                checksum: found.checksum,
+                rows: found.rows,
+            },
+        })
+    }
+
+    /// What is wrong with a slot of which there is no entry: its bytes, or else the range that they
+    /// name.
+    #[cold]
+    pub(crate) fn damage(&self, slot: u32, file: FileId) -> Miss {
+        let row = self.chunk_row(slot);
+        let found = ChunkSlot::read(row);
+        let intact = found.check == ChunkSlot::check_of(row, file.key_hash);
+        let range = check_range(found.offset, found.length);
+        let problem = range.err().filter(|_| intact);
+        let problem = problem.unwrap_or_else(|| "check does not match".to_owned());
+        Miss::Corrupt(format!("index entry {slot}: {problem}"))
+    }
+
+    #[inline]
+    fn chunk_row(&self, slot: u32) -> &[u8] {
+        self.row(self.header.chunk_slots_offset, slot, ChunkSlot::BYTES)
     }
 
     /// Key and entry in `slot`; `None` where it is empty.
     pub(crate) fn chunk_in(&self, slot: u32) -> Option<Result<(&[u8], Entry), Miss>> {
-        let row = self.row(self.header.chunk_slots_offset, slot, ChunkSlot::BYTES);
+        let row = self.chunk_row(slot);
         let found = ChunkSlot::read(row);
         if found.state == 0 {
             return None;
@@ -357,7 +492,10 @@ impl<B: AsRef<[u8]>> Index<B> {
                 "index entry {slot}: its file {} is not intact",
                 found.file
             ))),
-            Some((key, file)) => check_slot(slot, row, &found, file).map(|entry| (key, entry)),
+            Some((key, file)) => match self.entry(slot, file) {
+                Some(entry) => Ok((key, entry)),
+                None => Err(self.damage(slot, file)),
+            },
         })
     }
 
@@ -441,48 +579,28 @@ impl From<SegmentRow> for IndexedSegment {
     }
 }
 
+/// The end of a range, if it is one, as far as can be told without its segment.
 #[inline]
-fn check_slot(slot: u32, row: &[u8], found: &ChunkSlot, file: FileId) -> Result<Entry, Miss> {
-    if found.state != SLOT_USED || found.check != ChunkSlot::check_of(row, file.key_hash) {
-        return Err(Miss::Corrupt(format!(
-            "index entry {slot}: check does not match"
-        )));
+fn range_end(offset: u64, length: u64) -> Option<u64> {
+    if !offset.is_multiple_of(CHUNK_ALIGN) || offset < SegmentHeader::BYTES as u64 {
+        return None;
     }
-    check_range(found.offset, found.length)
-        .map_err(|problem| Miss::Corrupt(format!("index entry {slot}: {problem}")))?;
-    Ok(Entry {
-        file,
-        row_group: found.row_group,
-        column: found.column,
-        ordinal: found.ordinal,
-        location: ChunkLocation {
-            segment: SegmentId(found.segment),
-            offset: found.offset,
-            length: found.length,
-            form: found.form,
-            checksum: found.checksum,
-            rows: found.rows,
-        },
-    })
+    let end = offset.checked_add(length)?;
+    (aligned(end).is_some() && usize::try_from(end).is_ok()).then_some(end)
 }
 
 /// Checks what can be said of a range without its segment.
 pub(crate) fn check_range(offset: u64, length: u64) -> Result<u64, String> {
-    if !offset.is_multiple_of(CHUNK_ALIGN) {
-        return Err(format!(
-            "offset {offset} is unaligned, expected a multiple of {CHUNK_ALIGN}"
-        ));
-    }
-    if offset < SegmentHeader::BYTES as u64 {
-        return Err(format!(
-            "offset {offset} lies in the segment's header, expected {} or later",
-            SegmentHeader::BYTES
-        ));
-    }
-    offset
-        .checked_add(length)
-        .filter(|end| aligned(*end).is_some() && usize::try_from(*end).is_ok())
-        .ok_or_else(|| format!("range of {length} bytes at {offset} overflows"))
+    range_end(offset, length).ok_or_else(|| {
+        let header = SegmentHeader::BYTES as u64;
+        if !offset.is_multiple_of(CHUNK_ALIGN) {
+            format!("offset {offset} is unaligned, expected a multiple of {CHUNK_ALIGN}")
+        } else if offset < header {
+            format!("offset {offset} lies in the segment's header, expected {header} or later")
+        } else {
+            format!("range of {length} bytes at {offset} overflows")
+        }
+    })
 }
 
 /// Checks a range against the end of its segment's data.

@@ -7,7 +7,7 @@ use crate::format::{
     CatalogRow, ChunkSlot, ENDIAN_MARK, FORMAT_MAJOR, FORMAT_MINOR, FileSlot, INDEX_MAGIC,
     IndexHeader, SLOT_USED, SegmentRow, hash,
 };
-use crate::index::{FileId, IndexedSegment, chunk_hash, first_slot};
+use crate::index::{FileId, IndexedSegment, chunk_hash, first_slot, tag, tags_for};
 use crate::types::{
     CATALOG_NAME_BYTES_MAX, CHUNK_ALIGN, CatalogLocation, ChunkKey, ChunkLocation,
     FILE_KEY_BYTES_MAX,
@@ -82,6 +82,7 @@ pub(crate) fn build(input: &IndexInput<'_>) -> Result<Vec<u8>> {
     };
     let file_slots_offset = section(u64::from(file_slots), FileSlot::BYTES);
     let chunk_slots_offset = section(u64::from(chunk_slots), ChunkSlot::BYTES);
+    let tags_offset = section(tags_for(chunk_slots), 1);
     let catalogs_offset = section(input.catalogs.len() as u64, CatalogRow::BYTES);
     let segments_offset = section(input.segments.len() as u64, SegmentRow::BYTES);
     let strings_offset = section(0, 1);
@@ -134,14 +135,21 @@ pub(crate) fn build(input: &IndexInput<'_>) -> Result<Vec<u8>> {
             state: SLOT_USED,
             ..ChunkSlot::default()
         };
-        place(
+        let hash = chunk_hash(file.key_hash, key.row_group, key.column);
+        let slot = place(
             &mut bytes[chunk_slots_offset as usize..],
             ChunkSlot::BYTES,
             chunk_slots,
-            chunk_hash(file.key_hash, key.row_group, key.column),
+            hash,
             &row.to_bytes(file.key_hash),
             &mut chunk_probe_max,
         );
+        bytes[tags_offset as usize + slot as usize] = tag(hash);
+    }
+    // The first ones again, so that reading several together needs no end.
+    let tags = &mut bytes[tags_offset as usize..][..tags_for(chunk_slots) as usize];
+    for at in chunk_slots as usize..tags.len() {
+        tags[at] = tags[at - chunk_slots as usize];
     }
 
     let mut catalogs: Vec<&(String, CatalogLocation)> = input.catalogs.iter().collect();
@@ -206,6 +214,7 @@ pub(crate) fn build(input: &IndexInput<'_>) -> Result<Vec<u8>> {
         file_probe_max,
         strings_offset,
         strings_bytes,
+        tags_offset,
         ..IndexHeader::default()
     };
     bytes[..IndexHeader::BYTES].copy_from_slice(&header.to_bytes(0));

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::faults::{Step, reached};
 use crate::format::aligned;
 use crate::identity;
-use crate::index::{Index, IndexedSegment, check_range_in};
+use crate::index::{Index, IndexedSegment, Wanted, check_range_in};
 use crate::index_build::{IndexInput, build};
 use crate::lock::WriteLock;
 use crate::map::FileMap;
@@ -425,7 +425,11 @@ fn assign_ordinals<B: AsRef<[u8]>>(
             let file = index.file(&key.file)?;
             Some(
                 index
-                    .lookup(file, key.row_group, key.column)
+                    .lookup(&Wanted {
+                        file,
+                        row_group: key.row_group,
+                        column: key.column,
+                    })
                     .ok()?
                     .ordinal(),
             )

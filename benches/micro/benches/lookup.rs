@@ -25,7 +25,7 @@ const ROW_GROUPS: u32 = 20;
 const COLUMNS: u32 = 100;
 
 /// Lookups of one timed iteration.
-const LOOKUPS: usize = 100_000;
+const LOOKUPS: usize = 1_000_000;
 
 /// As many as a wide scan looks up at once.
 const TOGETHER: usize = 100;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dir::DIRECTORY_NAME;
-use crate::format::{DirectoryHeader, FORMAT_MAJOR};
+use crate::format::{DirectoryHeader, FORMAT_MAJOR, FORMAT_MINOR};
 use crate::{CacheDir, CacheDirOptions, CacheWriter, ChunkLocation, DirectoryReader, SegmentId};
 
 fn worker(n: u64) -> HoldingWorker {
@@ -136,7 +136,9 @@ fn a_broken_directory_is_empty_and_a_newer_one_too() {
         Directory::parse(newer.clone())
             .unwrap_err()
             .to_string()
-            .starts_with("format 2.0 of holdings is unsupported")
+            .starts_with(&format!(
+                "format 2.{FORMAT_MINOR} of holdings is unsupported"
+            ))
     );
     for broken in [vec![], b"STOADIRY".to_vec(), good[..300].to_vec(), newer] {
         dir.write_directory(&broken).unwrap();

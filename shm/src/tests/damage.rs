@@ -111,7 +111,7 @@ fn a_broken_index_is_one_warning_and_then_misses() {
             |bytes| bytes[12..16].copy_from_slice(&ENDIAN_MARK.to_be_bytes()),
         ),
         (
-            "format 2.0 of DIR/index is unsupported: this version reads 1.x; upgrade this process or let its own \
+            "format 2.1 of DIR/index is unsupported: this version reads 1.x; upgrade this process or let its own \
              worker rebuild the cache",
             |bytes| bytes[8..10].copy_from_slice(&2u16.to_le_bytes()),
         ),
@@ -191,7 +191,7 @@ fn a_segment_of_another_kind_is_a_miss() {
             |bytes| bytes[12..16].reverse(),
         ),
         (
-            "format 3.0 of DIR/SEG is unsupported: this version reads 1.x; upgrade this process or let its own worker \
+            "format 3.1 of DIR/SEG is unsupported: this version reads 1.x; upgrade this process or let its own worker \
              rebuild the cache"
                 .into(),
             |bytes| bytes[8] = 3,
@@ -415,21 +415,31 @@ fn every_flipped_bit_of_an_index_is_a_miss_or_nothing() {
     })
     .unwrap();
     let path = Path::new("index");
-    let mut misses = 0;
+    let header = IndexHeader::read(&whole);
+    let tags = header.tags_offset as usize..header.catalogs_offset as usize;
+    let (mut misses, mut tag_bits) = (0, 0);
     for bit in 0..whole.len() * 8 {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         let Ok(index) = Index::parse(path, &bytes[..]) else {
             continue;
         };
+        let mut intact = 0;
         for (key, location) in &chunks {
             match index
                 .file(&key.file)
-                .map(|file| index.lookup(file, key.row_group, key.column))
+                .map(|file| index.lookup(&want(file, key.row_group, key.column)))
             {
-                Some(Ok(entry)) => assert_eq!(entry.location(), *location, "bit {bit}"),
+                Some(Ok(entry)) => {
+                    assert_eq!(entry.location(), *location, "bit {bit}");
+                    intact += 1;
+                }
                 _ => misses += 1,
             }
+        }
+        if tags.contains(&(bit / 8)) {
+            assert_eq!(intact, chunks.len(), "bit {bit}: a tag is only a hint");
+            tag_bits += 1;
         }
         let wanted: Vec<Wanted> = chunks
             .iter()
@@ -439,11 +449,8 @@ fn every_flipped_bit_of_an_index_is_a_miss_or_nothing() {
             })
             .collect();
         let mut together = vec![];
-        index.lookup_many(&wanted, |found| together.push(found));
-        let single = wanted.iter();
-        let single: Vec<_> = single
-            .map(|wanted| index.lookup(wanted.file, wanted.row_group, wanted.column))
-            .collect();
+        index.slots(&wanted, |_, slot| together.push(slot));
+        let single: Vec<_> = wanted.iter().map(|wanted| index.slot(wanted)).collect();
         assert_eq!(together, single, "bit {bit}");
         for (file, entry) in index.chunks() {
             let key = ChunkKey {
@@ -465,7 +472,56 @@ fn every_flipped_bit_of_an_index_is_a_miss_or_nothing() {
                 .all(|segment| segment.id == SegmentId(4) && segment.file_bytes == 1 << 16)
         );
     }
-    assert!(misses > 0);
+    assert!(misses > 0 && tag_bits > 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// The same slots with the tags and without them, as in format 1.0, in tables of every size.
+    #[test]
+    fn tags_lead_where_probing_does(names in prop::collection::btree_set((0..6u8, 0..8u32, 0..12u32), 0..300)) {
+        let chunks: Vec<(ChunkKey, ChunkLocation)> = names
+            .iter()
+            .map(|(file, row_group, column)| {
+                let key = ChunkKey { file: Arc::from([*file]), row_group: *row_group, column: *column };
+                let location = ChunkLocation {
+                    segment: SegmentId(4),
+                    offset: 64,
+                    length: u64::from(*file),
+                    form: 1,
+                    checksum: 0,
+                    rows: row_group * 100 + column,
+                };
+                (key, location)
+            })
+            .collect();
+        let bytes = build(&IndexInput {
+            generation: 1,
+            next_segment: 5,
+            chunks: &chunks,
+            ordinals: &vec![0; chunks.len()],
+            catalogs: &[],
+            segments: &[],
+        })
+        .unwrap();
+        let mut plain = bytes.clone();
+        let header = IndexHeader { tags_offset: 0, ..IndexHeader::read(&bytes) };
+        plain[..IndexHeader::BYTES].copy_from_slice(&header.to_bytes(0));
+        let path = Path::new("index");
+        let (index, plain) = (Index::parse(path, &bytes[..]).unwrap(), Index::parse(path, &plain[..]).unwrap());
+        for (key, location) in &chunks {
+            let file = index.file(&key.file).unwrap();
+            let wanted = want(file, key.row_group, key.column);
+            prop_assert_eq!(index.lookup(&wanted).unwrap().location(), *location);
+            prop_assert_eq!(index.slot(&wanted), plain.slot(&wanted));
+            // A row group and a column that no chunk has.
+            for (row_group, column) in [(key.row_group + 8, key.column), (key.row_group, key.column + 12)] {
+                let absent = want(file, row_group, column);
+                prop_assert_eq!((index.slot(&absent), plain.slot(&absent)), (None, None));
+            }
+        }
+    }
 }
 
 /// A directory that anybody else may write to is not trusted by readers either.
