@@ -69,12 +69,11 @@ pub fn measure(
     let scratch = tempfile::Builder::new()
         .prefix("stoa-bench-")
         .tempdir_in(cache_root)?;
-    let mut all = vec![];
-    // The first one warms up.
-    for _ in 0..=iterations {
-        all.push(once(&sources, form, scratch.path())?);
-    }
-    all.remove(0);
+    // The first one warms up, and tells how much is to come.
+    let warm = once(&sources, form, scratch.path(), u64::MAX)?;
+    let all = (0..iterations)
+        .map(|_| once(&sources, form, scratch.path(), warm.bytes))
+        .collect::<Result<Vec<_>, _>>()?;
     let of = |value: fn(&Measured) -> f64| -> Vec<f64> { all.iter().map(value).collect() };
     let middle = |value| median(&of(value)).unwrap_or(0.0);
     let chunks = sources.iter().flat_map(|source| &source.chunks);
@@ -146,37 +145,52 @@ fn source(path: &Path, row_groups: usize) -> Result<Source, Error> {
     })
 }
 
-fn once(sources: &[Source], form: Form, scratch: &Path) -> Result<Measured, Error> {
+/// One repetition, which makes about `expected_bytes`.
+fn once(
+    sources: &[Source],
+    form: Form,
+    scratch: &Path,
+    expected_bytes: u64,
+) -> Result<Measured, Error> {
     let mut measured = Measured::default();
     let place = scratch.join("cache");
     let (cache, _) = CacheWriter::open(CacheDir::create(&place, CacheDirOptions::default())?)?;
     let plain = scratch.join("plain");
     let file = File::create(&plain)?;
     let mut segment: Option<SegmentWriter> = None;
-    for source in sources {
-        for chunk in &source.chunks {
-            measured.decode += spent(|| decode(source, chunk))?.0;
-            let (elapsed, encoded) = spent(|| fill(&cache, &mut segment, source, chunk, form))?;
-            measured.fill += elapsed;
-            if encoded.form != form {
-                return Err(format!(
-                    "chunk {}/{} came out in form {}, expected {form}",
-                    chunk.row_group, chunk.column, encoded.form
-                )
-                .into());
-            }
-            let at = measured.bytes;
-            measured.bytes += encoded.bytes();
-            let write = || -> Result<(), Error> {
-                let mut at = at;
-                for part in &encoded.parts {
-                    file.write_all_at(part, at)?;
-                    at += part.len() as u64;
-                }
-                Ok(())
-            };
-            measured.pwrite += spent(write)?.0;
+    let write = |parts: &[Bytes], mut at: u64| -> Result<(), Error> {
+        for part in parts {
+            file.write_all_at(part, at)?;
+            at += part.len() as u64;
         }
+        Ok(())
+    };
+    let chunks = sources
+        .iter()
+        .flat_map(|source| source.chunks.iter().map(move |chunk| (source, chunk)));
+    for (number, (source, chunk)) in chunks.enumerate() {
+        measured.decode += spent(|| decode(source, chunk))?.0;
+        // Who reads bytes first waits for memory. Where both write the same ones, they take turns.
+        let before = form == Form::Parquet && number % 2 == 0;
+        if before {
+            let parts = std::slice::from_ref(&chunk.bytes);
+            measured.pwrite += spent(|| write(parts, measured.bytes))?.0;
+        }
+        let to_come = expected_bytes.saturating_sub(measured.bytes);
+        let (elapsed, encoded) =
+            spent(|| fill(&cache, &mut segment, source, chunk, form, to_come))?;
+        measured.fill += elapsed;
+        if encoded.form != form {
+            return Err(format!(
+                "chunk {}/{} came out in form {}, expected {form}",
+                chunk.row_group, chunk.column, encoded.form
+            )
+            .into());
+        }
+        if !before {
+            measured.pwrite += spent(|| write(&encoded.parts, measured.bytes))?.0;
+        }
+        measured.bytes += encoded.bytes();
     }
     if let Some(segment) = segment.filter(|segment| !segment.is_empty()) {
         measured.fill += spent(|| Ok(segment.seal()?))?.0;
@@ -206,13 +220,14 @@ fn decode(source: &Source, chunk: &Chunk) -> Result<usize, Error> {
     Ok(rows)
 }
 
-/// What the worker does with a fetched chunk.
+/// What the worker does with a fetched chunk, which is the first of `to_come` bytes.
 fn fill(
     cache: &CacheWriter,
     open: &mut Option<SegmentWriter>,
     source: &Source,
     chunk: &Chunk,
     form: Form,
+    to_come: u64,
 ) -> Result<EncodedChunk, Error> {
     let fetched = [(chunk.start, chunk.bytes.clone())];
     let encoded = source
@@ -225,7 +240,11 @@ fn fill(
     }
     let segment = match open {
         Some(segment) => segment,
-        None => open.insert(cache.new_segment(SEGMENT_BYTES.max(encoded.bytes()))?),
+        None => {
+            // What chunks are longer for their alignment is little.
+            let capacity = SEGMENT_BYTES.min(to_come.saturating_add(1 << 20));
+            open.insert(cache.new_segment(capacity.max(encoded.bytes()))?)
+        }
     };
     let key = ChunkKey {
         file: Arc::clone(&source.name),

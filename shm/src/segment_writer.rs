@@ -26,6 +26,8 @@ use crate::writer::{Known, Shared};
 
 /// Allocated at once for the footer, which is extended when it turns out larger.
 const FOOTER_RESERVE_BYTES: u64 = 16 << 10;
+/// Bytes that are hashed, then written while the processor still has them in its cache.
+const PIECE_BYTES: usize = 128 << 10;
 /// Largest segment: far beyond any chunk, far below overflow.
 const CAPACITY_MAX: u64 = 1 << 44;
 
@@ -296,17 +298,19 @@ impl SegmentWriter {
                 at += part.len() as u64;
                 continue;
             }
-            self.file()?.write_all_at(part, at).map_err(|error| {
-                storage_error(
-                    &self.shared.dir,
-                    "write",
-                    &self.temp,
-                    part.len() as u64,
-                    error,
-                )
-            })?;
-            std::hash::Hasher::write(&mut hasher, part);
-            at += part.len() as u64;
+            for piece in part.chunks(PIECE_BYTES) {
+                std::hash::Hasher::write(&mut hasher, piece);
+                self.file()?.write_all_at(piece, at).map_err(|error| {
+                    storage_error(
+                        &self.shared.dir,
+                        "write",
+                        &self.temp,
+                        piece.len() as u64,
+                        error,
+                    )
+                })?;
+                at += piece.len() as u64;
+            }
         }
         self.cursor = end;
         Ok((offset, length, std::hash::Hasher::finish(&hasher)))

@@ -1,5 +1,6 @@
 //! A lookup among a million chunks: our index in its mapping, one at a time and together, a hash map
-//! and a radix tree on the heap. And what it costs to attach to that index.
+//! and a radix tree on the heap; beside them what it costs to read one cache line of a hundred
+//! megabytes, at a place that only the line before tells. And what it costs to attach to that index.
 //!
 //! The keys are drawn before, many more than the processor's caches hold, so that what is timed is
 //! the lookup at a random place and nothing else. The time is the thread's CPU time, which other
@@ -56,6 +57,17 @@ fn cpu_time(times: u64, mut work: impl FnMut()) -> Duration {
         work();
     }
     now() - start
+}
+
+/// As much memory as the index takes, in cache lines of which each names the next: one circle
+/// through all of them, at random (Sattolo's shuffle).
+fn chain(random: &mut StdRng) -> Vec<[u64; 8]> {
+    let lines = (FILES * ROW_GROUPS * COLUMNS) as usize * 8 / 5;
+    let mut lines: Vec<[u64; 8]> = (0..lines as u64).map(|at| [at; 8]).collect();
+    for last in (1..lines.len()).rev() {
+        lines.swap(last, random.random_range(0..last));
+    }
+    lines
 }
 
 fn lookups(criterion: &mut Criterion) {
@@ -171,6 +183,18 @@ fn lookups(criterion: &mut Criterion) {
                 for place in &places {
                     black_box(map.get(place));
                 }
+            })
+        });
+    });
+    let lines = chain(&mut random);
+    group.bench_function("one_line_of_memory", |b| {
+        let mut at = 0;
+        b.iter_custom(|times| {
+            cpu_time(times, || {
+                for _ in 0..LOOKUPS {
+                    at = lines[at][0] as usize;
+                }
+                black_box(at);
             })
         });
     });
