@@ -36,8 +36,8 @@ use super::row_group::{CachedRowGroup, decode_ns};
 /// The longest list that is handed to a chunk as values; longer ones have a hash table already.
 const IN_VALUES_MAX: usize = 256;
 
-/// What operators above the scan do with a row that a dynamic filter would have removed: at least
-/// hash it, and look it up in vain.
+/// What operators above the scan do at least with a row that a dynamic filter would have removed,
+/// beside asking the same as the filter: copy it into another batch, hash it.
 const DOWNSTREAM_NS: f64 = 15.0;
 
 /// What one conjunct has shown so far, shared by all files that a partition reads.
@@ -185,15 +185,15 @@ impl Conjunct {
     /// What is at stake for each row: `decode_ns` is what the columns of a row cost to decode and
     /// `copy_ns` what it costs to copy them.
     pub(super) fn stakes(&self, decode_ns: f64, copy_ns: f64) -> Stakes {
-        let above = if self.applied_again {
-            // The operator above spends about the same, unless the chunk was quicker.
-            let again = self
-                .shown
-                .observed(|observed| observed.ns_a_row())
-                .unwrap_or(1.0);
-            again.max(if self.prepared.is_some() { 1.0 } else { 0.0 })
-        } else {
-            DOWNSTREAM_NS
+        // An operator above spends about the same, unless the chunk was quicker: it is a filter of
+        // the same predicate, or a join that looks up the same keys. So a selective filter stays,
+        // however long its trial took on a busy machine.
+        let again = self.shown.observed(|observed| observed.ns_a_row());
+        let again = again.unwrap_or(1.0);
+        let above = match (self.applied_again, &self.prepared) {
+            (false, _) => again + DOWNSTREAM_NS,
+            (true, Some(_)) => again.max(1.0),
+            (true, None) => again,
         };
         Stakes {
             removed_ns: above + decode_ns,
@@ -701,6 +701,30 @@ mod tests {
         let required: Vec<bool> = filters.current().iter().map(|c| c.required).collect();
         assert_eq!(required, [true, false], "the bounds are one conjunct");
         assert!(!filters.follow().unwrap());
+    }
+
+    /// A join above looks up each key that a filter of its keys lets pass: what is slow here is slow
+    /// there.
+    #[test]
+    fn a_selective_dynamic_filter_stays_however_slow_it_is() {
+        let schema = schema();
+        let columns = [col("a", &schema).unwrap(), col("c", &schema).unwrap()];
+        let equal = binary(
+            Arc::clone(&columns[0]),
+            Operator::Eq,
+            Arc::clone(&columns[1]),
+            &schema,
+        );
+        let dynamic = DynamicFilterPhysicalExpr::new(columns.to_vec(), equal.unwrap());
+        let predicate: Arc<dyn PhysicalExpr> = Arc::new(dynamic);
+        let rows = 100_000;
+        let slow = || Instant::now() - Duration::from_micros(rows as u64 / 10);
+        for (kept, expected) in [(rows / 100, true), (rows / 2, false)] {
+            let mut filters = filters(&predicate, &[0, 2], false);
+            let conjunct = &filters.current()[0];
+            conjunct.record(rows, kept, slow());
+            assert_eq!(conjunct.wanted(conjunct.stakes(5.0, 1.0)), expected);
+        }
     }
 
     #[test]
