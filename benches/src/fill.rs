@@ -28,6 +28,9 @@ use crate::touch::pages;
 /// Rows of a decoded batch, for both sides.
 const BATCH_ROWS: usize = 8192;
 
+/// Room for the alignment of a segment's chunks.
+const ALIGNMENT_BYTES: u64 = 1 << 20;
+
 /// A column chunk, fetched.
 struct Chunk {
     row_group: u32,
@@ -70,9 +73,9 @@ pub fn measure(
         .prefix("stoa-bench-")
         .tempdir_in(cache_root)?;
     // The first one warms up, and tells how much is to come.
-    let warm = once(&sources, form, scratch.path(), u64::MAX)?;
+    let warm = once(&sources, form, scratch.path(), 0, u64::MAX)?;
     let all = (0..iterations)
-        .map(|_| once(&sources, form, scratch.path(), warm.bytes))
+        .map(|repetition| once(&sources, form, scratch.path(), repetition, warm.bytes))
         .collect::<Result<Vec<_>, _>>()?;
     let of = |value: fn(&Measured) -> f64| -> Vec<f64> { all.iter().map(value).collect() };
     let middle = |value| median(&of(value)).unwrap_or(0.0);
@@ -150,6 +153,7 @@ fn once(
     sources: &[Source],
     form: Form,
     scratch: &Path,
+    repetition: usize,
     expected_bytes: u64,
 ) -> Result<Measured, Error> {
     let mut measured = Measured::default();
@@ -168,10 +172,11 @@ fn once(
     let chunks = sources
         .iter()
         .flat_map(|source| source.chunks.iter().map(move |chunk| (source, chunk)));
-    for (number, (source, chunk)) in chunks.enumerate() {
+    for (source, chunk) in chunks {
         measured.decode += spent(|| decode(source, chunk))?.0;
         // Who reads bytes first waits for memory. Where both write the same ones, they take turns.
-        let before = form == Form::Parquet && number % 2 == 0;
+        let turn = repetition + chunk.row_group as usize + chunk.column as usize;
+        let before = form == Form::Parquet && turn.is_multiple_of(2);
         if before {
             let parts = std::slice::from_ref(&chunk.bytes);
             measured.pwrite += spent(|| write(parts, measured.bytes))?.0;
@@ -241,8 +246,7 @@ fn fill(
     let segment = match open {
         Some(segment) => segment,
         None => {
-            // What chunks are longer for their alignment is little.
-            let capacity = SEGMENT_BYTES.min(to_come.saturating_add(1 << 20));
+            let capacity = SEGMENT_BYTES.min(to_come.saturating_add(ALIGNMENT_BYTES));
             open.insert(cache.new_segment(capacity.max(encoded.bytes()))?)
         }
     };

@@ -13,7 +13,7 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use stoa_forms::Chunk;
 use stoa_reader::TableFile;
-use stoa_shm::{Entry, Wanted};
+use stoa_shm::Entry;
 
 use crate::catalog::Tables;
 use crate::clock::now_unix_ms;
@@ -222,25 +222,13 @@ fn table_rows(tables: &Tables) -> Vec<ArrayRef> {
 
 /// Row group, position of the root column and index entry of each cached chunk of a file.
 fn cached_chunks(view: &stoa_reader::View, file: &TableFile) -> Vec<(u32, usize, Entry)> {
-    let Some(id) = view.file_id(file) else {
-        return vec![];
-    };
-    let roots = file.roots();
-    let wanted = |row_group| {
-        roots.iter().map(move |root| Wanted {
-            file: id,
-            row_group,
-            column: root.first_leaf,
-        })
-    };
-    let row_groups = 0..file.metadata().num_row_groups() as u32;
-    let wanted: Vec<Wanted> = row_groups.flat_map(wanted).collect();
-    let mut entries = vec![];
-    view.snapshot().lookup_many(&wanted, &mut entries);
+    let columns: Vec<u32> = file.roots().iter().map(|root| root.first_leaf).collect();
+    let entries = view.entries(file, &columns).into_iter().enumerate();
     entries
-        .into_iter()
-        .enumerate()
-        .filter_map(|(at, entry)| Some((wanted[at].row_group, at % roots.len(), entry?)))
+        .filter_map(|(at, entry)| {
+            let (row_group, position) = (at / columns.len(), at % columns.len());
+            Some((row_group as u32, position, entry?))
+        })
         .collect()
 }
 

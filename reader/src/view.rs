@@ -276,6 +276,26 @@ impl View {
         Some(entry.form())
     }
 
+    /// The index entries of these columns (ordinals of first leaves) in all row groups of a file, row
+    /// group by row group; `None` for what is not cached here.
+    pub fn entries(&self, file: &TableFile, columns: &[u32]) -> Vec<Option<Entry>> {
+        let row_groups = file.metadata().num_row_groups() as u32;
+        let Some(file) = self.file_id(file) else {
+            return vec![None; row_groups as usize * columns.len()];
+        };
+        let wanted = |row_group| {
+            columns.iter().map(move |column| stoa_shm::Wanted {
+                file,
+                row_group,
+                column: *column,
+            })
+        };
+        let wanted: Vec<_> = (0..row_groups).flat_map(wanted).collect();
+        let mut entries = vec![];
+        self.snapshot.lookup_many(&wanted, &mut entries);
+        entries
+    }
+
     /// How often a chunk was opened, by all processes, as far as anybody counted.
     pub fn counts(&self, entry: &Entry) -> Counts {
         self.counters

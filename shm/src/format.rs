@@ -558,6 +558,7 @@ mod tests {
                 crate::CATALOG_NAME_BYTES_MAX.to_string(),
             ),
             ("HOLDERS_MAX", crate::directory::HOLDERS_MAX.to_string()),
+            ("TAGS_TOGETHER", crate::index::TAGS_TOGETHER.to_string()),
         ] {
             let row = format!("| `{constant}` | {value} |");
             assert!(text.contains(&row), "docs/format.md lacks the row {row:?}");

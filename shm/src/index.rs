@@ -38,7 +38,7 @@ const LOOKUPS_TOGETHER: usize = 64;
 /// Tags that are compared at once. So many less one are repeated behind the last one, so that they
 /// can be read from every slot on.
 pub(crate) const TAGS_TOGETHER: usize = 8;
-/// How often. Few probes are longer.
+/// How often they are, at most: probes of more slots are rare.
 const TAG_READS_MAX: usize = 4;
 /// The lowest and the highest bit of every tag of those.
 const LOW_BITS: u64 = u64::MAX / 0xFF;
@@ -97,7 +97,7 @@ impl Entry {
 
 impl Wanted {
     #[inline]
-    fn hash(&self) -> u64 {
+    pub(crate) fn hash(&self) -> u64 {
         chunk_hash(self.file.key_hash, self.row_group, self.column)
     }
 
@@ -135,15 +135,22 @@ pub(crate) fn first_slot(hash: u64, slots: u32) -> u32 {
     ((u128::from(hash) * u128::from(slots)) >> 64) as u32
 }
 
-/// The slot that many slots on from the first one, which may be more than there are.
+/// The slots of a probe for a hash, in order, of which there are some.
+#[inline]
+pub(crate) fn probe(hash: u64, slots: u32, probe_max: u32) -> impl Iterator<Item = u32> {
+    let first = u64::from(first_slot(hash, slots));
+    (0..probe_max.min(slots)).map(move |step| ((first + u64::from(step)) % u64::from(slots)) as u32)
+}
+
+/// `slot`, counted around the end of a table of `slots` slots.
 #[inline]
 fn wrapped(slot: u32, slots: u32) -> u32 {
     if slot < slots { slot } else { slot % slots }
 }
 
-/// What the tag table holds for a used slot: never 0, which is that of an empty one. Other bits than
-/// those that the slot follows from.
-pub(crate) fn tag(hash: u64) -> u8 {
+/// What the tag table holds for a used slot: never 0, which is that of an empty one. These are other
+/// bits of the hash than those that a probe begins with.
+pub(crate) fn slot_tag(hash: u64) -> u8 {
     (hash as u8).max(1)
 }
 
@@ -304,8 +311,7 @@ impl<B: AsRef<[u8]>> Index<B> {
             return None;
         }
         let key_hash = hash(key);
-        let mut slot = first_slot(key_hash, slots);
-        for _ in 0..self.header.file_probe_max.min(slots) {
+        for slot in probe(key_hash, slots, self.header.file_probe_max) {
             let row = self.row(self.header.file_slots_offset, slot, FileSlot::BYTES);
             let found = FileSlot::read(row);
             if found.state == 0 {
@@ -317,7 +323,6 @@ impl<B: AsRef<[u8]>> Index<B> {
             {
                 return Some(FileId { slot, key_hash });
             }
-            slot = if slot + 1 == slots { 0 } else { slot + 1 };
         }
         None
     }
@@ -353,8 +358,8 @@ impl<B: AsRef<[u8]>> Index<B> {
         self.slot_near(wanted, hash, self.likely(hash))
     }
 
-    /// The slots of many chunks, in their order. Where they probably lie is fetched before the first
-    /// one is looked at, so that the memory is waited for once and not once a chunk.
+    /// The slots of many chunks, in their order. Where they probably lie, or would lie, is fetched
+    /// before the first one is looked at, so that the memory is waited for once and not once a chunk.
     #[inline]
     pub(crate) fn slots(&self, wanted: &[Wanted], mut found: impl FnMut(&Wanted, Option<u32>)) {
         let table = self.header.chunk_slots_offset as usize;
@@ -381,10 +386,10 @@ impl<B: AsRef<[u8]>> Index<B> {
         u64::get(&self.bytes()[start..start + TAGS_TOGETHER])
     }
 
-    /// The first slot of the probe for `hash` that has its tag: where the chunk most probably lies,
-    /// if it is there. `None` says nothing.
+    /// Where the chunk of this hash most probably lies, if it is in the table: the next slot with its
+    /// tag, else the first one of its probe. `None` if there are no slots.
     #[inline(always)]
-    fn likely(&self, hash: u64) -> Option<u32> {
+    pub(crate) fn likely(&self, hash: u64) -> Option<u32> {
         let slots = self.header.chunk_slots;
         if slots == 0 {
             return None;
@@ -393,21 +398,22 @@ impl<B: AsRef<[u8]>> Index<B> {
         if self.header.tags_offset == 0 {
             return Some(first);
         }
-        let same_tags = LOW_BITS * u64::from(tag(hash));
+        let same_tags = LOW_BITS * u64::from(slot_tag(hash));
         let mut from = first;
         for _ in 0..TAG_READS_MAX {
             let tags = self.tags(from);
             let same = zeros(tags ^ same_tags);
             if same != 0 {
-                let slot = from + same.trailing_zeros() / 8;
+                let slot = from.wrapping_add(same.trailing_zeros() / 8);
                 return Some(wrapped(slot, slots));
             }
             if zeros(tags) != 0 {
-                return None;
+                break;
             }
-            from = wrapped(from + TAGS_TOGETHER as u32, slots);
+            // Numbers wrap only in a table larger than any file, to a hint that is poor, no more.
+            from = wrapped(from.wrapping_add(TAGS_TOGETHER as u32), slots);
         }
-        None
+        Some(first)
     }
 
     /// The slot of a chunk whose hash is `hash`, and which most probably lies in `likely`.
@@ -418,12 +424,10 @@ impl<B: AsRef<[u8]>> Index<B> {
             .or_else(|| self.probe(wanted, hash))
     }
 
-    /// Follows a probe from its first slot.
-    #[cold]
+    /// Follows the probe of a chunk, which is probably not there.
+    #[inline(never)]
     fn probe(&self, wanted: &Wanted, hash: u64) -> Option<u32> {
-        let slots = self.header.chunk_slots;
-        let mut slot = first_slot(hash, slots);
-        for _ in 0..self.header.chunk_probe_max.min(slots) {
+        for slot in probe(hash, self.header.chunk_slots, self.header.chunk_probe_max) {
             let row = self.chunk_row(slot);
             if ChunkSlot::read(row).state == 0 {
                 return None;
@@ -431,7 +435,6 @@ impl<B: AsRef<[u8]>> Index<B> {
             if wanted.is_in(row) {
                 return Some(slot);
             }
-            slot = wrapped(slot + 1, slots);
         }
         None
     }

@@ -7,7 +7,7 @@ use crate::format::{
     CatalogRow, ChunkSlot, ENDIAN_MARK, FORMAT_MAJOR, FORMAT_MINOR, FileSlot, INDEX_MAGIC,
     IndexHeader, SLOT_USED, SegmentRow, hash,
 };
-use crate::index::{FileId, IndexedSegment, chunk_hash, first_slot, tag, tags_for};
+use crate::index::{FileId, IndexedSegment, chunk_hash, probe, slot_tag, tags_for};
 use crate::types::{
     CATALOG_NAME_BYTES_MAX, CHUNK_ALIGN, CatalogLocation, ChunkKey, ChunkLocation,
     FILE_KEY_BYTES_MAX,
@@ -144,9 +144,9 @@ pub(crate) fn build(input: &IndexInput<'_>) -> Result<Vec<u8>> {
             &row.to_bytes(file.key_hash),
             &mut chunk_probe_max,
         );
-        bytes[tags_offset as usize + slot as usize] = tag(hash);
+        bytes[tags_offset as usize + slot as usize] = slot_tag(hash);
     }
-    // The first ones again, so that reading several together needs no end.
+    // The first ones again, so that eight can be read from the last slot too.
     let tags = &mut bytes[tags_offset as usize..][..tags_for(chunk_slots) as usize];
     for at in chunk_slots as usize..tags.len() {
         tags[at] = tags[at - chunk_slots as usize];
@@ -247,17 +247,14 @@ pub(crate) fn place(
     row: &[u8],
     probe_max: &mut u32,
 ) -> u32 {
-    let mut slot = first_slot(hash, slots);
-    let mut probes = 1;
-    loop {
+    for (before, slot) in probe(hash, slots, slots).enumerate() {
         let at = slot as usize * row_bytes;
         let place = &mut table[at..at + row_bytes];
         if place.iter().all(|&byte| byte == 0) {
             place.copy_from_slice(row);
-            *probe_max = (*probe_max).max(probes);
+            *probe_max = (*probe_max).max(before as u32 + 1);
             return slot;
         }
-        slot = if slot + 1 == slots { 0 } else { slot + 1 };
-        probes += 1;
     }
+    unreachable!("a table has more slots than rows")
 }

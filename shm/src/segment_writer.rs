@@ -305,7 +305,7 @@ impl SegmentWriter {
                         &self.shared.dir,
                         "write",
                         &self.temp,
-                        piece.len() as u64,
+                        offset + length - at,
                         error,
                     )
                 })?;

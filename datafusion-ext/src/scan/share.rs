@@ -20,7 +20,7 @@ use parquet::arrow::arrow_reader::RowSelection;
 use parquet::file::metadata::ParquetMetaData;
 use stoa_forms::BLOCK_ROWS;
 use stoa_reader::{TableFile, View};
-use stoa_shm::{Entry, Wanted};
+use stoa_shm::Entry;
 
 use super::context::resolve;
 
@@ -227,38 +227,24 @@ fn divisible_file(view: &View, store: &str, file: &PartitionedFile) -> Option<Ar
 }
 
 fn row_groups(view: &View, file: &TableFile, columns: &[&str]) -> Vec<Divisible> {
-    let id = view.file_id(file);
     let leaves: Vec<u32> = file
         .roots()
         .iter()
         .filter(|root| columns.contains(&root.name()))
         .map(|root| root.first_leaf)
         .collect();
-    let groups = file.metadata().row_groups();
-    let mut entries = vec![];
-    if let Some(file) = id {
-        let wanted = |row_group| {
-            leaves.iter().map(move |column| Wanted {
-                file,
-                row_group,
-                column: *column,
-            })
-        };
-        let wanted: Vec<Wanted> = (0..groups.len() as u32).flat_map(wanted).collect();
-        view.snapshot().lookup_many(&wanted, &mut entries);
-    }
+    let entries = view.entries(file, &leaves);
     let in_blocks = |entry: &Option<Entry>| {
         let entry = entry.as_ref();
         entry.is_some_and(|entry| entry.form() != stoa_forms::FORM_PARQUET)
     };
+    let groups = file.metadata().row_groups().iter().enumerate();
     groups
-        .iter()
-        .enumerate()
         .map(|(index, group)| Divisible {
             rows: usize::try_from(group.num_rows()).unwrap_or(0),
-            at_blocks: entries
-                .get(index * leaves.len()..(index + 1) * leaves.len())
-                .is_some_and(|entries| entries.iter().all(in_blocks)),
+            at_blocks: entries[index * leaves.len()..][..leaves.len()]
+                .iter()
+                .all(in_blocks),
         })
         .collect()
 }

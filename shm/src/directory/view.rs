@@ -9,7 +9,7 @@ use crate::format::{
     DIRECTORY_MAGIC, DirectoryHeader, FileSlot, HeldSlot, HolderRow, SLOT_USED, WorkerRow,
     check_preamble, check_section, hash,
 };
-use crate::index::{FileId, check_range, chunk_hash, first_slot};
+use crate::index::{FileId, check_range, chunk_hash, probe};
 use crate::map::FileMap;
 use crate::types::{ChunkLocation, SegmentId};
 
@@ -334,17 +334,6 @@ impl Directory {
             Some((key, slot.row_group, slot.column, holders))
         })
     }
-}
-
-/// The slots of a probe, in order.
-#[inline]
-fn probe(hash: u64, slots: u32, probe_max: u32) -> impl Iterator<Item = u32> {
-    let first = first_slot(hash, slots);
-    (0..probe_max.min(slots)).map(move |step| {
-        // Both are below `slots`, so one wrap is enough.
-        let at = u64::from(first) + u64::from(step);
-        (at % u64::from(slots)) as u32
-    })
 }
 
 /// Where the directory of a cache lies.

@@ -338,7 +338,7 @@ fn geometry_is_checked_before_arithmetic() {
     })
     .unwrap();
     type Change = fn(&mut IndexHeader);
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 8] = [
         (
             "chunk table: 4294967295 rows of 64 bytes at 18446744073709551552 overflow",
             |header| {
@@ -357,6 +357,13 @@ fn geometry_is_checked_before_arithmetic() {
         (
             "segment table begins at 64, expected 192 or later",
             |header| header.segments_offset = 64,
+        ),
+        ("tag table ends at 256, expected 192 or earlier", |header| {
+            header.tags_offset = 256
+        }),
+        (
+            "tag table begins at 200, expected a multiple of 64",
+            |header| header.tags_offset = 200,
         ),
         ("3 chunks in 0 slots", |header| header.chunks = 3),
         ("file has 192 bytes, expected 4096", |header| {
@@ -510,17 +517,30 @@ proptest! {
         plain[..IndexHeader::BYTES].copy_from_slice(&header.to_bytes(0));
         let path = Path::new("index");
         let (index, plain) = (Index::parse(path, &bytes[..]).unwrap(), Index::parse(path, &plain[..]).unwrap());
+        let tags = IndexHeader::read(&bytes).tags_offset as usize;
+        let (mut likely, mut all) = (0, vec![]);
         for (key, location) in &chunks {
             let file = index.file(&key.file).unwrap();
             let wanted = want(file, key.row_group, key.column);
+            let slot = index.slot(&wanted).unwrap();
+            prop_assert_eq!(Some(slot), plain.slot(&wanted));
             prop_assert_eq!(index.lookup(&wanted).unwrap().location(), *location);
-            prop_assert_eq!(index.slot(&wanted), plain.slot(&wanted));
+            // The hint is a slot with its tag, and nearly always the right one.
+            let hint = index.likely(wanted.hash()).unwrap();
+            prop_assert_eq!(bytes[tags + hint as usize], bytes[tags + slot as usize]);
+            likely += usize::from(hint == slot);
             // A row group and a column that no chunk has.
-            for (row_group, column) in [(key.row_group + 8, key.column), (key.row_group, key.column + 12)] {
-                let absent = want(file, row_group, column);
+            let absent = [want(file, key.row_group + 8, key.column), want(file, key.row_group, key.column + 12)];
+            for absent in absent {
                 prop_assert_eq!((index.slot(&absent), plain.slot(&absent)), (None, None));
             }
+            all.extend([wanted, absent[0], absent[1]]);
         }
+        // Of 255 tags two may be alike.
+        prop_assert!(likely + 2 + chunks.len() / 20 >= chunks.len(), "{likely} of {} hints are right", chunks.len());
+        let mut together = vec![];
+        index.slots(&all, |wanted, slot| together.push(slot == index.slot(wanted)));
+        prop_assert_eq!(together, vec![true; all.len()]);
     }
 }
 
