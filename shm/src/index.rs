@@ -39,7 +39,7 @@ const LOOKUPS_TOGETHER: usize = 64;
 /// can be read from every slot on.
 pub(crate) const TAGS_TOGETHER: usize = 8;
 /// How often they are, at most: probes of more slots are rare.
-const TAG_READS_MAX: usize = 4;
+pub(crate) const TAG_READS_MAX: usize = 4;
 /// The lowest and the highest bit of every tag of those.
 const LOW_BITS: u64 = u64::MAX / 0xFF;
 const HIGH_BITS: u64 = LOW_BITS << 7;
