@@ -347,8 +347,7 @@ impl<B: AsRef<[u8]>> Index<B> {
     /// The entry of a chunk, or why there is none.
     pub(crate) fn lookup(&self, wanted: &Wanted) -> Result<Entry, Miss> {
         let slot = self.slot(wanted).ok_or(Miss::Absent)?;
-        let entry = self.entry(slot, wanted.file);
-        entry.ok_or_else(|| self.damage(slot, wanted.file))
+        self.checked(slot, wanted.file)
     }
 
     /// The slot of a chunk, if the index names it.
@@ -465,6 +464,12 @@ impl<B: AsRef<[u8]>> Index<B> {
         })
     }
 
+    /// The entry in such a slot, or what is wrong with it.
+    fn checked(&self, slot: u32, file: FileId) -> Result<Entry, Miss> {
+        let entry = self.entry(slot, file);
+        entry.ok_or_else(|| self.damage(slot, file))
+    }
+
     /// What is wrong with a slot of which there is no entry: its bytes, or else the range that they
     /// name.
     #[cold]
@@ -495,10 +500,7 @@ impl<B: AsRef<[u8]>> Index<B> {
                 "index entry {slot}: its file {} is not intact",
                 found.file
             ))),
-            Some((key, file)) => match self.entry(slot, file) {
-                Some(entry) => Ok((key, entry)),
-                None => Err(self.damage(slot, file)),
-            },
+            Some((key, file)) => self.checked(slot, file).map(|entry| (key, entry)),
         })
     }
 
