@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use datafusion::execution::context::SessionContext;
 use stoa_cli::demo::compare;
 use stoa_figures::document::Summary;
+use stoa_figures::times::turns;
 use stoa_figures::{Block, Times};
 
 use crate::Error;
@@ -135,9 +136,8 @@ pub(crate) async fn ask(
     block: &mut Block,
 ) -> Result<(), Error> {
     for query in plan.queries {
-        for i in 0..asked.len() {
-            // Rotated, so that no session always runs right after the same other.
-            let Asked { name, session } = &asked[(i + round) % asked.len()];
+        for i in turns(asked.len(), round, query.number) {
+            let Asked { name, session } = &asked[i];
             let failed = |error| format!("q{} in {name}: {error}", query.number);
             let (answer, elapsed) = run(session, &query.sql).await.map_err(failed)?;
             if round > 0 {

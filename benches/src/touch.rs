@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use stoa_figures::document::FirstTouch;
 use stoa_figures::stats::median;
-use stoa_figures::times::ByQuery;
+use stoa_figures::times::{ByQuery, turns};
 use stoa_figures::{Block, Times};
 
 use crate::Error;
@@ -96,8 +96,8 @@ pub fn cold(plan: Plan<'_>, modes: &[Mode]) -> Result<Times, Error> {
     let mut block = Block::default();
     for round in 1..=plan.iterations {
         for query in plan.queries {
-            for i in 0..modes.len() {
-                let mode = &modes[(i + round) % modes.len()];
+            for i in turns(modes.len(), round, query.number) {
+                let mode = &modes[i];
                 forget_pages(plan.data)?;
                 let request = Request {
                     task: Task::Cold {

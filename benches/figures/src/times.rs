@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use serde_json::{Value, json};
 
 use crate::stats::{Interval, geomean, median, median_interval};
@@ -15,6 +18,17 @@ pub const MEMTABLE: &str = "memtable";
 
 /// Milliseconds by query number; one value an iteration.
 pub type ByQuery = BTreeMap<u32, Vec<f64>>;
+
+/// The numbers below `count` in the order in which modes take their turns: another one for every
+/// round and query, the same in every run. What ran right before leaves caches and memory behind, and
+/// that should not always be the same neighbour's.
+pub fn turns(count: usize, round: usize, query: u32) -> Vec<usize> {
+    let mut turns: Vec<usize> = (0..count).collect();
+    turns.shuffle(&mut StdRng::seed_from_u64(
+        (round as u64) << 32 | u64::from(query),
+    ));
+    turns
+}
 
 /// Modes that ran interleaved: their n-th times were measured seconds apart.
 #[derive(Clone, Debug, Default)]
@@ -176,6 +190,8 @@ fn divide(above: &ByQuery, below: &ByQuery) -> ByQuery {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     type ByMode<'a> = (&'a str, &'a [(u32, &'a [f64])]);
@@ -198,6 +214,20 @@ mod tests {
             low: value,
             high: value,
         }
+    }
+
+    #[test]
+    fn every_mode_follows_every_other() {
+        let mut followed = BTreeSet::new();
+        for round in 1..=15 {
+            for query in 1..=22 {
+                let found = turns(4, round, query);
+                assert_eq!(found, turns(4, round, query));
+                assert_eq!(BTreeSet::from_iter(found.clone()), (0..4).collect());
+                followed.extend(found.windows(2).map(|pair| (pair[0], pair[1])));
+            }
+        }
+        assert_eq!(followed.len(), 4 * 3);
     }
 
     #[test]

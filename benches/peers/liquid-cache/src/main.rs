@@ -16,6 +16,7 @@ use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use liquid_cache_datafusion_local::LiquidCacheLocalBuilder;
 use serde_json::json;
 use stoa_figures::document::Summary;
+use stoa_figures::times::turns;
 use stoa_figures::{Block, Document, Times};
 
 #[global_allocator]
@@ -98,8 +99,8 @@ async fn main() -> Result<(), Error> {
     let mut rows = BTreeMap::new();
     for round in 0..arguments.iterations + 2 {
         for (number, sql) in &queries {
-            for i in 0..sessions.len() {
-                let (mode, session, _) = &sessions[(i + round) % sessions.len()];
+            for i in turns(sessions.len(), round, *number) {
+                let (mode, session, _) = &sessions[i];
                 let start = Instant::now();
                 let answer = session.sql(sql).await?.collect().await?;
                 let elapsed_ms = start.elapsed().as_secs_f64() * 1000.0;
