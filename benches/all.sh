@@ -64,28 +64,28 @@ part() {
             --modes parquet,memtable,stoa-packed,stoa-auto@1
         ;;
     clickbench-10m)
-        measure clickbench-10m --suite clickbench --scale 1 --iterations 5 \
+        measure clickbench-10m --suite clickbench --scale 1 --iterations 15 \
             --modes parquet,stoa-packed,stoa-auto@1
         ;;
     tpch-10)
-        measure tpch-10 --scale 10 --one-at-a-time --iterations 5 --modes parquet,stoa-packed
+        measure tpch-10 --scale 10 --one-at-a-time --iterations 15 --modes parquet,stoa-packed
         ;;
     first-touch)
-        measure first-touch --states first-touch --iterations 3 --modes parquet,stoa-arrow,stoa-packed
-        huge first-touch-huge --states first-touch --iterations 3 --modes stoa-arrow,stoa-packed
+        measure first-touch --states first-touch --iterations 15 --modes parquet,stoa-arrow,stoa-packed
+        huge first-touch-huge --states first-touch --iterations 15 --modes stoa-arrow,stoa-packed
         ;;
     cold)
-        measure cold --states cold --iterations 3 --modes parquet,stoa-packed,stoa-auto
+        measure cold --states cold --iterations 15 --modes parquet,stoa-packed,stoa-auto
         ;;
     processes)
         for count in 2 4; do
-            measure "processes-$count" --states processes --concurrency "$count" --iterations 5 \
+            measure "processes-$count" --states processes --concurrency "$count" --iterations 15 \
                 --modes parquet,stoa-arrow,stoa-packed
         done
         ;;
     fill)
-        measure fill --states fill --iterations 5 --modes stoa-arrow,stoa-packed,stoa-parquet
-        huge fill-huge --states fill --iterations 5 --modes stoa-arrow,stoa-packed,stoa-parquet
+        measure fill --states fill --iterations 15 --modes stoa-arrow,stoa-packed,stoa-parquet
+        huge fill-huge --states fill --iterations 15 --modes stoa-arrow,stoa-packed,stoa-parquet
         ;;
     lookup)
         say "== lookup"
@@ -104,7 +104,7 @@ part() {
         fi
         ;;
     remote)
-        measure remote --states remote --iterations 3 --modes parquet,stoa-arrow,stoa-packed
+        measure remote --states remote --iterations 15 --modes parquet,stoa-arrow,stoa-packed
         ;;
     duckdb)
         if ! "$python" -c 'import duckdb' 2>/dev/null; then
@@ -118,7 +118,7 @@ part() {
     liquid-cache)
         say "== liquid-cache"
         cargo run --release --locked --manifest-path benches/peers/liquid-cache/Cargo.toml -- \
-            --path "$data" --iterations 9 -o "$results/liquid-cache.json" </dev/null
+            --path "$data" --iterations 15 -o "$results/liquid-cache.json" </dev/null
         ;;
     *) die "unknown part $1; see the head of benches/all.sh" ;;
     esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the benchmarks in release and runs them: the one command behind every table of the README
-# and of docs/performance.md.
+# Builds the benchmarks in release and runs one: what benches/all.sh calls for most tables of the
+# README and of docs/performance.md.
 #
 #   benches/run.sh --suite tpch --scale 1 \
 #       --modes parquet,parquet-pushdown,memtable,stoa-arrow,stoa-packed,stoa-auto -o out.json
@@ -9,7 +9,7 @@
 #         below target/bench-data unless --path says otherwise.
 #         --huge puts the caches on a tmpfs with huge pages, in a mount namespace that ends with the
 #         run. Needs root.
-#         --into FILE[,FILE] fills the tables between the markers of these files afterwards, --plot
+#         --into FILE[,FILE], relative to the repository, fills the tables between the markers of these files afterwards, --plot
 #         FILE writes the SVG of time against memory; both need -o.
 # Falls back: to a binary that was built before in $STOA_BENCH.
 set -euo pipefail
