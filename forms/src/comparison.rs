@@ -3,10 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Scalar, StringViewArray};
+use arrow::array::{
+    Array, ArrayRef, ArrowNativeTypeOp, ArrowPrimitiveType, AsArray, BooleanArray, Datum, Scalar,
+    StringViewArray,
+};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::contains;
 use arrow::compute::kernels::{boolean, cmp};
+use arrow::datatypes::{DataType, Float16Type, Float32Type, Float64Type};
 use memchr::memmem::Finder;
 
 /// How two values compare.
@@ -31,8 +35,9 @@ pub type OnDictionary = Arc<dyn Fn(&ArrayRef) -> Option<BooleanArray> + Send + S
 
 /// A predicate on the values of one column, which are on its left.
 ///
-/// It means what Arrow's comparison kernels mean by it: floats compare in their total order. The
-/// values are of the column's type, decimals of its precision and scale.
+/// It means what DataFusion means by it: floats compare in their total order, but for the two zeros,
+/// which are equal; [`Comparison::In`] tells those apart. The values are of the column's type,
+/// decimals of its precision and scale.
 #[derive(Clone)]
 pub enum Comparison {
     /// `column op value`
@@ -88,15 +93,7 @@ impl Comparison {
     /// What Arrow's kernels say of some values; `None` where they cannot say it.
     pub(crate) fn of_values(&self, values: &ArrayRef) -> Option<BooleanArray> {
         match self {
-            Comparison::Compare { op, value } => match op {
-                Operator::Eq => cmp::eq(values, value),
-                Operator::NotEq => cmp::neq(values, value),
-                Operator::Lt => cmp::lt(values, value),
-                Operator::LtEq => cmp::lt_eq(values, value),
-                Operator::Gt => cmp::gt(values, value),
-                Operator::GtEq => cmp::gt_eq(values, value),
-            }
-            .ok(),
+            Comparison::Compare { op, value } => compare(values, *op, value),
             Comparison::All(all) => {
                 let mut hits = BooleanArray::new(BooleanBuffer::new_set(values.len()), None);
                 for comparison in all {
@@ -125,6 +122,37 @@ impl Comparison {
                 evaluate(values).filter(|hits| hits.len() == values.len())
             }
         }
+    }
+}
+
+fn compare(values: &ArrayRef, op: Operator, value: &Scalar<ArrayRef>) -> Option<BooleanArray> {
+    let value = Scalar::new(one_zero(value.get().0.slice(0, 1)));
+    let values = one_zero(Arc::clone(values));
+    match op {
+        Operator::Eq => cmp::eq(&values, &value),
+        Operator::NotEq => cmp::neq(&values, &value),
+        Operator::Lt => cmp::lt(&values, &value),
+        Operator::LtEq => cmp::lt_eq(&values, &value),
+        Operator::Gt => cmp::gt(&values, &value),
+        Operator::GtEq => cmp::gt_eq(&values, &value),
+    }
+    .ok()
+}
+
+/// The values, with zeros of floats positive: Arrow's kernels order `-0.0` before `0.0`, SQL does not.
+fn one_zero(values: ArrayRef) -> ArrayRef {
+    fn positive<T: ArrowPrimitiveType>(values: &ArrayRef) -> ArrayRef {
+        let positive = |value: T::Native| match value.is_zero() {
+            true => T::Native::ZERO,
+            false => value,
+        };
+        Arc::new(values.as_primitive::<T>().unary::<_, T>(positive))
+    }
+    match values.data_type() {
+        DataType::Float16 => positive::<Float16Type>(&values),
+        DataType::Float32 => positive::<Float32Type>(&values),
+        DataType::Float64 => positive::<Float64Type>(&values),
+        _ => values,
     }
 }
 

@@ -43,6 +43,7 @@ pub fn write(directory: &Path) -> Result<Vec<EdgeTable>> {
         nested(&directory.join("nested"))?,
         nulls(&directory.join("nulls"))?,
         partitioned(&directory.join("partitioned"))?,
+        repeating(&directory.join("repeating"))?,
         evolved(&directory.join("evolved"))?,
     ])
 }
@@ -416,6 +417,45 @@ fn partitioned(directory: &Path) -> Result<EdgeTable> {
     })
 }
 
+/// Files of one shape in four partitions, of values that come again and again: what was learnt of one
+/// of them is tempting in the next. Zeros of both signs; a divisor that is zero where `k` is 9 in the
+/// later rows only.
+fn repeating(directory: &Path) -> Result<EdgeTable> {
+    let rows = || 0..45_000_i64;
+    let k = |r: i64| match r {
+        ..32_768 => r % 10,
+        _ if r % 1_000 == 0 => 9,
+        _ => r % 5,
+    };
+    let batch = batch(vec![
+        ("x", column!(Int64Array, rows(), |r| Some(r * 7 % 10))),
+        ("k", column!(Int64Array, rows(), |r| Some(k(r)))),
+        (
+            "divisor",
+            column!(Int64Array, rows(), |r| Some(i64::from(
+                r < 32_768 || k(r) != 9
+            ))),
+        ),
+        (
+            "zeros",
+            column!(Float64Array, rows(), |r| Some(
+                [-0.0, 1.5, 0.0, -2.5][(r % 4) as usize]
+            )),
+        ),
+        ("minus", column!(Float64Array, rows(), |_| Some(-0.0))),
+    ])?;
+    for p in 1..=4 {
+        let place = directory.join(format!("p={p}"));
+        store(&place.join("part-0.parquet"), std::slice::from_ref(&batch))?;
+    }
+    Ok(EdgeTable {
+        name: "repeating",
+        directory: directory.to_owned(),
+        schema: batch.schema(),
+        partition_columns: vec![("p".to_owned(), DataType::Int32)],
+    })
+}
+
 /// Files written before and after a column was added, one was widened, and the order changed.
 fn evolved(directory: &Path) -> Result<EdgeTable> {
     let old = || 0..9_000_i64;
@@ -522,7 +562,7 @@ mod tests {
     fn every_table_can_be_read_back() {
         let directory = tempfile::tempdir().unwrap();
         let tables = write(directory.path()).unwrap();
-        assert_eq!(tables.len(), 5);
+        assert_eq!(tables.len(), 6);
         let rows = |path: &str| -> usize {
             let file = File::open(directory.path().join(path)).unwrap();
             let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
@@ -536,6 +576,7 @@ mod tests {
         assert_eq!(rows("nested/part-1.parquet"), 1_000);
         assert_eq!(rows("nulls/part-1.parquet"), 0);
         assert_eq!(rows("partitioned/year=2025/kind=c d/part-0.parquet"), 997);
+        assert_eq!(rows("repeating/p=4/part-0.parquet"), 45_000);
         assert_eq!(rows("evolved/part-2.parquet"), 1_000);
     }
 }

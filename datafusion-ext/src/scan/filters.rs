@@ -44,14 +44,53 @@ const DOWNSTREAM_NS: f64 = 15.0;
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     observed: Mutex<Observed>,
-    /// Of the content that the conjunct had in this generation.
-    memo: Mutex<(u64, Memo)>,
+    memo: Mutex<Option<KeptMemo>>,
+}
+
+/// A memo, and what it answers.
+#[derive(Debug)]
+struct KeptMemo {
+    generation: u64,
+    expr: Arc<dyn PhysicalExpr>,
+    data_type: DataType,
+    memo: Arc<Mutex<Memo>>,
 }
 
 impl Shown {
     fn observed<T>(&self, look: impl FnOnce(&mut Observed) -> T) -> T {
         // Counts stay meaningful whatever happened to another thread.
         look(&mut self.observed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The memo of a predicate on a column of this type. A conjunct is another predicate in another
+    /// file where that has other values of the partition columns, or other types: each has answers
+    /// of its own.
+    fn memo(
+        &self,
+        generation: u64,
+        expr: &Arc<dyn PhysicalExpr>,
+        data_type: &DataType,
+    ) -> Arc<Mutex<Memo>> {
+        let mut kept = self.memo.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some(kept)
+                if kept.generation == generation
+                    && kept.data_type == *data_type
+                    && kept.expr.as_ref() == expr.as_ref() =>
+            {
+                Arc::clone(&kept.memo)
+            }
+            _ => {
+                let memo = Arc::default();
+                *kept = Some(KeptMemo {
+                    generation,
+                    expr: Arc::clone(expr),
+                    data_type: data_type.clone(),
+                    memo: Arc::clone(&memo),
+                });
+                memo
+            }
+        }
     }
 }
 
@@ -100,11 +139,9 @@ pub(super) struct Conjunct {
     /// That, ready for the chunk of the row group that is read.
     pub(super) prepared: Option<Prepared>,
     shown: Arc<Shown>,
-    /// Which content of a dynamic filter this is; zero where it does not change.
-    generation: u64,
-    /// Its answers are worth keeping: it is about the values of one column of integers, and costs
-    /// more than comparing them with a bound.
-    has_memo: bool,
+    /// Where its answers are kept, if they are worth it: it is about the values of one column of
+    /// integers, and costs more than comparing them with a bound.
+    memo: Option<Arc<Mutex<Memo>>>,
     /// What is to be expected of that column.
     prospect: Prospect,
 }
@@ -143,13 +180,8 @@ impl Conjunct {
     /// The rows of which the conjunct is true, of `arrays` with `rows` rows each.
     pub(super) fn evaluate(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<BooleanBuffer> {
         // Where something panicked half-way through, nothing is remembered.
-        if let (true, [array], Ok(mut kept)) =
-            (self.has_memo, arrays.as_slice(), self.shown.memo.lock())
-        {
-            let (generation, memo) = &mut *kept;
-            if *generation != self.generation {
-                (*generation, *memo) = (self.generation, Memo::default());
-            }
+        let memo = self.memo.as_ref().map(|memo| memo.lock());
+        if let (Some(Ok(mut memo)), [array]) = (memo, arrays.as_slice()) {
             let asking = Cell::new(Duration::ZERO);
             let ask = |values: ArrayRef| {
                 let (rows, since) = (values.len(), Instant::now());
@@ -315,7 +347,7 @@ impl Filters {
             conjunct.prepared = comparison
                 .as_ref()
                 .and_then(|comparison| chunk?.prepare(comparison));
-            let of_memo = chunk.filter(|_| conjunct.has_memo);
+            let of_memo = chunk.filter(|_| conjunct.memo.is_some());
             let keys = of_memo.and_then(|chunk| span(chunk.statistics()));
             conjunct.prospect = Prospect {
                 keys: keys.unwrap_or(u64::MAX),
@@ -366,6 +398,9 @@ impl Filters {
                     comparison,
                     Some(Comparison::In { .. } | Comparison::OnDictionary(_))
                 ) && has_keys(schema.field(0).data_type());
+                let shown = self.experience.of(position, part, generation);
+                let memo =
+                    has_memo.then(|| shown.memo(generation, &expr, schema.field(0).data_type()));
                 let conjunct = Conjunct {
                     expr,
                     schema,
@@ -375,9 +410,8 @@ impl Filters {
                     comparison,
                     dynamic: dynamic.then_some(position),
                     prepared: None,
-                    shown: self.experience.of(position, part, generation),
-                    generation,
-                    has_memo,
+                    shown,
+                    memo,
                     prospect: Prospect::default(),
                 };
                 let mut before = self.current.iter_mut();
@@ -723,6 +757,47 @@ mod tests {
             conjunct.shown.observed(record);
             assert_eq!(conjunct.wanted(conjunct.stakes(5.0, 1.0)), expected);
         }
+    }
+
+    /// As with partition columns, which are literals in each file.
+    #[test]
+    fn what_one_file_answered_is_not_said_of_another_files_predicate() {
+        let schema = schema();
+        let experience = Arc::new(Experience::default());
+        let needed: Arc<[usize]> = [0].into();
+        let values: ArrayRef =
+            Arc::new(Int32Array::from_iter_values((0..1000).map(|i| i * 7 % 10)));
+        let kept = |remainder: i32| {
+            let modulo = binary(
+                col("a", &schema).unwrap(),
+                Operator::Modulo,
+                lit(10i32),
+                &schema,
+            );
+            let predicate = binary(modulo.unwrap(), Operator::Eq, lit(remainder), &schema).unwrap();
+            let mut filters =
+                Filters::try_new(Some(&predicate), &schema, &needed, false, &experience).unwrap();
+            let conjunct = &mut filters.current[0];
+            assert!(conjunct.memo.is_some());
+            conjunct.prospect = Prospect {
+                keys: 10,
+                rows: 1 << 20,
+            };
+            let kept = conjunct.evaluate(vec![Arc::clone(&values)], 1000).unwrap();
+            assert_eq!(
+                kept.set_indices()
+                    .map(|row| row * 7 % 10)
+                    .collect::<Vec<_>>(),
+                [remainder as usize; 100]
+            );
+            Arc::clone(filters.current[0].memo.as_ref().unwrap())
+        };
+        let (first, second, again) = (kept(1), kept(2), kept(2));
+        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(
+            Arc::ptr_eq(&second, &again),
+            "files of one predicate share what it said"
+        );
     }
 
     #[test]

@@ -444,6 +444,8 @@ impl CachedMorsel {
     ) -> Result<Keep, Failure> {
         let _timer = self.metrics.row_pushdown_eval_time.timer();
         let mut keep = selected.clone();
+        let all = selected.count(block.rows);
+        // A required conjunct has removed rows, or has not been asked about all of them.
         let mut required = false;
         let mut best = Stakes {
             removed_ns: 0.0,
@@ -452,7 +454,7 @@ impl CachedMorsel {
         for conjunct in self.filters.current() {
             let rows = keep.count(block.rows);
             if rows == 0 {
-                break;
+                return Ok(keep);
             }
             let stakes = conjunct.stakes(active.decode_ns, active.copy_ns);
             if !conjunct.wanted(stakes) {
@@ -464,13 +466,12 @@ impl CachedMorsel {
             let kept = narrowed.count(block.rows);
             conjunct.record(rows, kept, since);
             keep = narrowed;
-            required |= conjunct.required && kept < rows;
+            required |= conjunct.required && kept < all;
             if kept < rows {
                 best.removed_ns = best.removed_ns.max(stakes.removed_ns);
             }
         }
-        let (kept, rows) = (keep.count(block.rows), selected.count(block.rows));
-        if !required && hand_on_whole(kept, rows, best) {
+        if !required && hand_on_whole(keep.count(block.rows), all, best) {
             return Ok(selected.clone());
         }
         Ok(keep)

@@ -257,18 +257,75 @@ fn escaped(text: &str) -> String {
     text.chars().flat_map(escape).flatten().collect()
 }
 
+/// Floats as SQL compares them.
+fn zeros_alike(values: ArrayRef) -> ArrayRef {
+    match values.data_type() {
+        DataType::Float32 => Arc::new(
+            values
+                .as_primitive::<Float32Type>()
+                .unary::<_, Float32Type>(|v| v + 0.0),
+        ),
+        DataType::Float64 => Arc::new(
+            values
+                .as_primitive::<Float64Type>()
+                .unary::<_, Float64Type>(|v| v + 0.0),
+        ),
+        _ => values,
+    }
+}
+
+/// Whatever the encoding: a constant, a dictionary, values as they are.
+#[test]
+fn both_zeros_are_the_same_to_a_comparison() {
+    let many = (0..3000).map(|i| [-0.0, f64::from(i) / 3.0][(i % 2) as usize]);
+    let arrays: [Vec<f64>; 3] = [
+        vec![-0.0; 3000],
+        [-0.0, 1.5, 0.0].repeat(1000),
+        many.collect(),
+    ];
+    for values in arrays {
+        let array: ArrayRef = Arc::new(Float64Array::from(values.clone()));
+        let chunk = packed(&array);
+        for zero in [0.0, -0.0] {
+            let value = || Scalar::new(Arc::new(Float64Array::from(vec![zero])) as ArrayRef);
+            assert!(chunk.may_contain(&value()));
+            type Holds = fn(f64) -> bool;
+            let expected: [(Operator, Holds); 6] = [
+                (Operator::Eq, |v| v == 0.0),
+                (Operator::NotEq, |v| v != 0.0),
+                (Operator::Lt, |v| v < 0.0),
+                (Operator::LtEq, |v| v <= 0.0),
+                (Operator::Gt, |v| v > 0.0),
+                (Operator::GtEq, |v| v >= 0.0),
+            ];
+            for (op, holds) in expected {
+                let comparison = Comparison::Compare { op, value: value() };
+                let Some(prepared) = chunk.prepare(&comparison) else {
+                    continue;
+                };
+                let expected = BooleanBuffer::from_iter(values.iter().map(|v| holds(*v)));
+                assert_eq!(prepared.evaluate(0).unwrap(), expected, "{op:?} {zero}");
+            }
+        }
+    }
+}
+
 fn kernel(comparison: &Comparison, values: &ArrayRef) -> BooleanArray {
     use arrow::compute::kernels::cmp;
     match comparison {
-        Comparison::Compare { op, value } => match op {
-            Operator::Eq => cmp::eq(values, value),
-            Operator::NotEq => cmp::neq(values, value),
-            Operator::Lt => cmp::lt(values, value),
-            Operator::LtEq => cmp::lt_eq(values, value),
-            Operator::Gt => cmp::gt(values, value),
-            Operator::GtEq => cmp::gt_eq(values, value),
+        Comparison::Compare { op, value } => {
+            let value = Scalar::new(zeros_alike(value.clone().into_inner()));
+            let values = &zeros_alike(Arc::clone(values));
+            match op {
+                Operator::Eq => cmp::eq(values, &value),
+                Operator::NotEq => cmp::neq(values, &value),
+                Operator::Lt => cmp::lt(values, &value),
+                Operator::LtEq => cmp::lt_eq(values, &value),
+                Operator::Gt => cmp::gt(values, &value),
+                Operator::GtEq => cmp::gt_eq(values, &value),
+            }
+            .unwrap()
         }
-        .unwrap(),
         Comparison::All(all) => {
             let mut hits = BooleanArray::new(BooleanBuffer::new_set(values.len()), None);
             for comparison in all {
