@@ -8,22 +8,26 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
 use nix::unistd::geteuid;
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 
-use crate::dir::CacheDir;
+use crate::dir::{CacheDir, FileIdentity};
 use crate::error::{Error, Result};
 #[cfg(test)]
 use crate::format::FieldPlace;
 use crate::format::hash;
 use crate::index::Entry;
 
-/// Slots of a new object. Memory is taken only for the pages that are touched.
+/// Slots of a new object, which takes 8 MiB.
 pub const COUNTER_SLOTS: u64 = 1 << 18;
 
 /// First word of the object.
@@ -108,8 +112,9 @@ impl Object {
         );
         // SAFETY: the mapping begins at a page and `at` is a multiple of eight, so the word is aligned;
         // the assertion keeps it inside of the mapping, which lives as long as `self`. Every process
-        // accesses it as an atomic word of this size. Its memory is there unless somebody with the
-        // right to write the object shortened it, which no version of Stoa does.
+        // accesses it as an atomic word of this size. Its memory was there when it was made or opened
+        // (`allocate`, `inspect`), and still is unless somebody with the right to write the object gave
+        // it back, which no version of Stoa does.
         unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(at).cast::<u64>()) }
     }
 
@@ -169,8 +174,9 @@ impl AccessCounters {
             problem,
         };
         if object_file(&name).exists() {
-            check_owner(&name, geteuid().as_raw())?;
-            match open_object(&name).and_then(|memory| Object::checked(&name, memory)) {
+            let owner = geteuid().as_raw();
+            inspect(&name, owner)?;
+            match open_object(&name, owner) {
                 Ok(object) => {
                     return Ok(AccessCounters {
                         object: Arc::new(object),
@@ -192,6 +198,9 @@ impl AccessCounters {
             .size(bytes)
             .create()
             .map_err(|error| refused(format!("cannot create: {error}")))?;
+        // Before the first access, and before it is kept: without memory it goes with `memory`.
+        allocate(&object_file(&name), bytes)
+            .map_err(|error| refused(format!("no memory for {bytes} bytes: {error}")))?;
         // It outlives this process: counts survive a restart of the worker.
         memory.set_owner(false);
         let object = Object { memory, slots };
@@ -215,8 +224,7 @@ impl AccessCounters {
         let owner = std::fs::metadata(path)
             .map_err(|error| Error::io("inspect", path, error))?
             .uid();
-        check_owner(&name, owner)?;
-        let object = Object::checked(&name, open_object(&name)?)?;
+        let object = open_object(&name, owner)?;
         Ok(AccessCounters {
             object: Arc::new(object),
         })
@@ -293,34 +301,74 @@ fn object_file(name: &str) -> PathBuf {
     PathBuf::from(format!("/dev/shm{name}"))
 }
 
-fn open_object(name: &str) -> Result<Shmem> {
-    ShmemConf::new().os_id(name).open().map_err(|error| {
-        let problem = match error {
+/// The object of the cache in `path`, as a file.
+#[cfg(test)]
+pub(crate) fn file_of(path: &Path) -> PathBuf {
+    object_file(&name_of(path).expect("the cache directory is there"))
+}
+
+/// Gives the object all of its memory now: on a full tmpfs the first access to a page that has none is
+/// a signal, for loads too.
+fn allocate(path: &Path, bytes: usize) -> std::io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let bytes = libc::off_t::try_from(bytes).map_err(std::io::Error::other)?;
+    loop {
+        match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::EINTR) => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// Opens the object of this name, which must be `owner`'s and have all of its memory.
+fn open_object(name: &str, owner: u32) -> Result<Object> {
+    let refused = |problem: String| Error::Counters {
+        name: name.to_string(),
+        problem,
+    };
+    let (before, complete) = inspect(name, owner)?;
+    if !complete {
+        return Err(refused("not all of its memory is there".to_owned()));
+    }
+    let memory = ShmemConf::new().os_id(name).open().map_err(|error| {
+        refused(match error {
             ShmemError::MapOpenFailed(code) => {
                 let source = std::io::Error::from_raw_os_error(code as i32);
                 format!("cannot open: {source}; the worker of the cache makes them")
             }
             other => format!("cannot open: {other}"),
-        };
-        Error::Counters {
-            name: name.to_string(),
-            problem,
-        }
-    })
+        })
+    })?;
+    // Nobody but its owner can take this name from an object, so what has it before and after is
+    // what was opened.
+    let (after, _) = inspect(name, owner)?;
+    if before != after {
+        return Err(refused("was replaced while it was opened".to_owned()));
+    }
+    Object::checked(name, memory)
 }
 
-/// Anybody may make an object of this name first; only the cache's owner's is used.
-fn check_owner(name: &str, expected: u32) -> Result<()> {
-    match std::fs::symlink_metadata(object_file(name)) {
-        Ok(metadata) if metadata.uid() != expected => Err(Error::Counters {
-            name: name.to_string(),
-            problem: format!(
-                "owner uid {}, expected {expected}, the owner of the cache: remove it",
-                metadata.uid()
-            ),
-        }),
-        _ => Ok(()),
+/// Which object has this name, and whether there is memory behind all of it. Anybody may make one of
+/// this name first; only the cache's owner's is used.
+fn inspect(name: &str, expected: u32) -> Result<(FileIdentity, bool)> {
+    const BLOCK_BYTES: u64 = 512;
+    let refused = |problem: String| Error::Counters {
+        name: name.to_string(),
+        problem,
+    };
+    let found = std::fs::symlink_metadata(object_file(name)).map_err(|error| {
+        refused(format!(
+            "cannot open: {error}; the worker of the cache makes them"
+        ))
+    })?;
+    if found.uid() != expected {
+        return Err(refused(format!(
+            "owner uid {}, expected {expected}, the owner of the cache: remove it",
+            found.uid()
+        )));
     }
+    let complete = found.blocks().saturating_mul(BLOCK_BYTES) >= found.len();
+    Ok((FileIdentity::from(&found), complete))
 }
 
 /// Gives the object the directory's group, and write permission to it, if the directory is shared.

@@ -6,9 +6,10 @@ use std::io::ErrorKind as IoErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use crate::dir::{FileIdentity, INDEX_NAME, check_for_reader, open_file};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::{Entry, FileId, Index, Wanted};
 use crate::lock;
 use crate::map::FileMap;
@@ -16,6 +17,8 @@ use crate::mapped::{ChunkBytes, DirPlace, SegmentMap};
 use crate::scrub;
 use crate::types::{CatalogLocation, Generation, Miss, SegmentId, VerifyReport};
 
+/// What [`ReaderOptions::retry`] is unless it is given.
+pub(crate) const RETRY: Duration = Duration::from_secs(5);
 /// How often attaching starts over because the index was replaced meanwhile.
 const ATTACH_ATTEMPTS: usize = 8;
 
@@ -30,13 +33,26 @@ pub enum Verify {
 }
 
 /// How a cache is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderOptions {
     /// Whether chunks are hashed. Catalogs always are, at first touch.
     pub verify: Verify,
     /// Whether all segments of a new generation are mapped and their pages touched by a thread of
     /// its own, so that the first queries of a process do not wait for page faults.
     pub prefault: bool,
+    /// How long a cache is left alone that could not be opened for a reason that may pass: no
+    /// descriptor or memory for it, or a directory that somebody else may write to.
+    pub retry: Duration,
+}
+
+impl Default for ReaderOptions {
+    fn default() -> Self {
+        ReaderOptions {
+            verify: Verify::default(),
+            prefault: false,
+            retry: RETRY,
+        }
+    }
 }
 
 /// Reads a cache directory that some process may be writing. Cheap to clone; clones share their
@@ -64,6 +80,8 @@ struct State {
     snapshot: Arc<Snapshot>,
     /// An index that could not be used, kept open so that its inode number is not given to another.
     _broken: Option<File>,
+    /// When to try again although nothing has changed there.
+    again: Option<Instant>,
 }
 
 /// What lay at the index's name when it was last looked at.
@@ -90,6 +108,7 @@ impl CacheReader {
             seen: Seen::NotLooked,
             snapshot: Arc::new(Snapshot::empty(options)),
             _broken: None,
+            again: None,
         };
         CacheReader {
             inner: Arc::new(Inner {
@@ -117,13 +136,14 @@ impl CacheReader {
         };
         {
             let state = read(&inner.state);
-            if state.seen == seen {
+            if state.seen == seen && !state.is_due() {
                 return Arc::clone(&state.snapshot);
             }
         }
         let mut state = write(&inner.state);
-        if state.seen != seen {
-            *state = inner.attach(&state.snapshot);
+        if state.seen != seen || state.is_due() {
+            let repeated = state.seen == seen;
+            *state = inner.attach(&state.snapshot, repeated);
             if inner.options.prefault {
                 prefault(&state.snapshot);
             }
@@ -132,22 +152,31 @@ impl CacheReader {
     }
 }
 
+impl State {
+    fn is_due(&self) -> bool {
+        self.again.is_some_and(|again| again <= Instant::now())
+    }
+}
+
 impl Inner {
-    /// Looks again, and takes over from `old` what both generations name.
-    fn attach(&self, old: &Snapshot) -> State {
+    /// Looks again, and takes over from `old` what both generations name. What fails `repeated`ly
+    /// was warned of before.
+    fn attach(&self, old: &Snapshot, repeated: bool) -> State {
         match open_index(&self.path, &self.index_path) {
             Ok(Opened { dir, file, seen }) => match map_index(&self.index_path, &file, seen.1) {
                 Ok(index) => State {
                     seen: Seen::File(seen.0, seen.1),
                     snapshot: Arc::new(Snapshot::new(dir, index, self.options, old)),
                     _broken: None,
+                    again: None,
                 },
                 Err(error) => {
-                    warn(&self.index_path, &error);
+                    warn(&self.index_path, &error, repeated);
                     State {
                         seen: Seen::File(seen.0, seen.1),
                         snapshot: Arc::new(Snapshot::empty(self.options)),
                         _broken: Some(file),
+                        again: self.again(&error),
                     }
                 }
             },
@@ -161,15 +190,21 @@ impl Inner {
                     (_, Err(error)) => Seen::Unreadable(error.kind()),
                 };
                 if seen != Seen::Nothing {
-                    warn(&self.index_path, &error);
+                    warn(&self.index_path, &error, repeated);
                 }
                 State {
                     seen,
                     snapshot: Arc::new(Snapshot::empty(self.options)),
                     _broken: None,
+                    again: self.again(&error).filter(|_| seen != Seen::Nothing),
                 }
             }
         }
+    }
+
+    /// When to try again what failed so, if it may pass without the index being replaced.
+    fn again(&self, error: &Error) -> Option<Instant> {
+        may_pass(error).then(|| Instant::now() + self.options.retry)
     }
 }
 
@@ -195,8 +230,18 @@ fn prefault(snapshot: &Arc<Snapshot>) {
     }
 }
 
-fn warn(path: &Path, error: &Error) {
-    tracing::warn!(path = %path.display(), %error, "cache not usable, reading the origin until it is published again");
+/// Whether a failure to open may be over although the file is what it was: that of the process or of
+/// the directory's mode, not one of the bytes.
+pub(crate) fn may_pass(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Io | ErrorKind::Configuration)
+}
+
+fn warn(path: &Path, error: &Error, repeated: bool) {
+    if repeated {
+        tracing::debug!(path = %path.display(), %error, "cache still not usable");
+    } else {
+        tracing::warn!(path = %path.display(), %error, "cache not usable, reading the origin");
+    }
 }
 
 struct Opened {

@@ -3,11 +3,13 @@
 use std::io::ErrorKind as IoErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use crate::dir::{FileIdentity, check_for_reader, open_file};
 use crate::directory::view::{Directory, path_in};
 use crate::error::{Error, Result};
 use crate::map::FileMap;
+use crate::reader::{RETRY, may_pass};
 
 /// How often opening starts over because the directory was replaced meanwhile.
 const ATTEMPTS: usize = 8;
@@ -31,6 +33,14 @@ struct State {
     /// What lay there when it was last looked at; `None` before the first look.
     seen: Option<Seen>,
     directory: Arc<Directory>,
+    /// When to try again although nothing has changed there.
+    again: Option<Instant>,
+}
+
+impl State {
+    fn is(&self, seen: Seen) -> bool {
+        self.seen == Some(seen) && self.again.is_none_or(|again| again > Instant::now())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +61,7 @@ impl DirectoryReader {
                 state: RwLock::new(State {
                     seen: None,
                     directory: Arc::new(Directory::empty()),
+                    again: None,
                 }),
             }),
         }
@@ -66,7 +77,7 @@ impl DirectoryReader {
                 .state
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
-            if state.seen == Some(seen) {
+            if state.is(seen) {
                 return Arc::clone(&state.directory);
             }
         }
@@ -75,8 +86,9 @@ impl DirectoryReader {
             .state
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        if state.seen != Some(seen) {
-            *state = self.inner.attach();
+        if !state.is(seen) {
+            let repeated = state.seen == Some(seen);
+            *state = self.inner.attach(repeated);
         }
         Arc::clone(&state.directory)
     }
@@ -91,7 +103,8 @@ fn look(path: &Path) -> Seen {
 }
 
 impl Inner {
-    fn attach(&self) -> State {
+    /// Looks again. What fails `repeated`ly was warned of before.
+    fn attach(&self, repeated: bool) -> State {
         let mut seen = look(&self.path);
         let mut opened = Ok(Directory::empty());
         for _ in 0..ATTEMPTS {
@@ -105,13 +118,18 @@ impl Inner {
             }
             seen = now;
         }
+        let mut again = None;
         let directory = opened.unwrap_or_else(|error| {
-            tracing::warn!(path = %self.path.display(), %error, "what other workers hold is not known");
+            if !repeated {
+                tracing::warn!(path = %self.path.display(), %error, "what other workers hold is not known");
+            }
+            again = may_pass(&error).then(|| Instant::now() + RETRY);
             Directory::empty()
         });
         State {
             seen: Some(seen),
             directory: Arc::new(directory),
+            again,
         }
     }
 

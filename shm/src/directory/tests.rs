@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dir::DIRECTORY_NAME;
-use crate::format::{DirectoryHeader, FORMAT_MAJOR, FORMAT_MINOR};
+use crate::format::{
+    DirectoryHeader, FORMAT_MAJOR, FORMAT_MINOR, FileSlot, SLOT_USED, WorkerRow, hash,
+};
 use crate::{CacheDir, CacheDirOptions, CacheWriter, ChunkLocation, DirectoryReader, SegmentId};
 
 fn worker(n: u64) -> HoldingWorker {
@@ -191,6 +193,53 @@ fn a_flipped_byte_is_a_miss_and_never_another_answer() {
     }
     assert!(missed > 0);
     assert_eq!(DirectoryHeader::BYTES, 192);
+}
+
+/// What others send must not ask for more memory than they sent.
+#[test]
+fn texts_that_overlap_are_refused() {
+    let mut builder = DirectoryBuilder::new();
+    let text = "x".repeat(4000);
+    for n in 0..8 {
+        let worker = builder.worker(HoldingWorker {
+            id: text.clone(),
+            incarnation: n,
+            addresses: vec![],
+        });
+        let mut key = text.clone().into_bytes();
+        key[0] = n as u8;
+        builder.chunk(worker, &key, 0, 0, location(n));
+    }
+    let good = builder.build(1).unwrap();
+    assert_eq!(Directory::parse(good.clone()).unwrap().chunk_count(), 8);
+    let header = DirectoryHeader::read(&good);
+    // All rows name the text of the first, as far as the area reaches.
+    let mut overlapping = good.clone();
+    let at = |n: u64| header.workers_offset as usize + n as usize * WorkerRow::BYTES;
+    let first = WorkerRow::read(&good[at(0)..]);
+    let long = (header.strings_offset + header.strings_bytes - first.id_offset) as u32;
+    let id = &good[first.id_offset as usize..][..long as usize];
+    for n in 0..8 {
+        let row = WorkerRow {
+            id_bytes: long,
+            ..first
+        };
+        overlapping[at(n)..][..WorkerRow::BYTES].copy_from_slice(&row.to_bytes(hash(id)));
+    }
+    let error = Directory::parse(overlapping).unwrap_err().to_string();
+    assert!(error.contains("texts of workers overlap"), "{error}");
+
+    let mut overlapping = good.clone();
+    for slot in 0..u64::from(header.file_slots) {
+        let at = (header.file_slots_offset + slot * FileSlot::BYTES as u64) as usize;
+        let mut row = FileSlot::read(&good[at..]);
+        if row.state == SLOT_USED {
+            (row.key_offset, row.key_bytes) = (header.strings_offset, header.strings_bytes as u32);
+            overlapping[at..][..FileSlot::BYTES].copy_from_slice(&row.to_bytes(0));
+        }
+    }
+    let error = Directory::parse(overlapping).unwrap_err().to_string();
+    assert!(error.contains("keys of files overlap"), "{error}");
 }
 
 proptest! {

@@ -165,9 +165,30 @@ impl Directory {
             read: Some((bytes, header)),
             workers: Vec::new(),
         };
-        directory.workers = (0..header.workers)
-            .map(|at| directory.read_worker(at))
-            .collect();
+        // No two of them share bytes, so they cannot be more than there are: else a small directory
+        // could ask for any amount of memory of who copies them.
+        let mut texts = 0;
+        for at in 0..header.workers {
+            let worker = directory.read_worker(at);
+            texts += worker.as_ref().map_or(0, |(_, bytes)| *bytes);
+            if texts > header.strings_bytes {
+                return Err(Error::corrupt(path, "texts of workers overlap"));
+            }
+            directory.workers.push(worker.map(|(worker, _)| worker));
+        }
+        if matches!(directory.read, Some((Bytes::Owned(_), _))) {
+            // From somebody else. Here it is written from what was checked so.
+            let slots = (0..header.file_slots).map(|at| {
+                let row = directory.row(header.file_slots_offset, at, FileSlot::BYTES);
+                FileSlot::read(row)
+            });
+            let keys = slots
+                .filter(|slot| slot.state == SLOT_USED)
+                .map(|slot| u64::from(slot.key_bytes));
+            if keys.sum::<u64>() > header.strings_bytes {
+                return Err(Error::corrupt(path, "keys of files overlap"));
+            }
+        }
         Ok(directory)
     }
 
@@ -207,7 +228,8 @@ impl Directory {
             .then(|| &bytes.get()[offset as usize..end as usize])
     }
 
-    fn read_worker(&self, at: u32) -> Option<HoldingWorker> {
+    /// The worker of a row, and how many bytes its texts have.
+    fn read_worker(&self, at: u32) -> Option<(HoldingWorker, u64)> {
         let header = self.header()?;
         let row = self.row(header.workers_offset, at, WorkerRow::BYTES);
         let found = WorkerRow::read(row);
@@ -215,11 +237,13 @@ impl Directory {
         WorkerRow::read_checked(row, hash(id))?;
         let text = |bytes: &[u8]| Some(str::from_utf8(bytes).ok()?.to_owned());
         let addresses = text(self.string(found.addresses_offset, found.addresses_bytes)?)?;
-        Some(HoldingWorker {
+        let bytes = u64::from(found.id_bytes) + u64::from(found.addresses_bytes);
+        let worker = HoldingWorker {
             id: text(id)?,
             incarnation: found.incarnation,
             addresses: addresses.lines().map(str::to_owned).collect(),
-        })
+        };
+        Some((worker, bytes))
     }
 
     /// The file whose identity is exactly `key`, if anybody holds any of its chunks. It means

@@ -550,6 +550,29 @@ proptest! {
     }
 }
 
+/// What kept a reader from the cache and is over is found out without a new generation.
+#[test]
+fn readers_try_again_what_may_pass() {
+    let scratch = Scratch::new();
+    published(&scratch, &[key(1, 1)]);
+    let mode =
+        |mode| std::fs::set_permissions(scratch.path(), Permissions::from_mode(mode)).unwrap();
+    mode(0o777);
+    let reader = |retry| {
+        let options = ReaderOptions {
+            retry,
+            ..ReaderOptions::default()
+        };
+        CacheReader::open_with(scratch.path(), options)
+    };
+    let chunks = |reader: &CacheReader| reader.snapshot().chunk_count();
+    let (at_once, late) = (reader(Duration::ZERO), reader(Duration::from_secs(3600)));
+    assert!(chunks(&at_once) == 0 && chunks(&late) == 0);
+    mode(0o700);
+    assert_eq!(chunks(&late), 0);
+    assert_eq!(chunks(&at_once), 1);
+}
+
 /// A directory that anybody else may write to is not trusted by readers either.
 #[test]
 fn readers_refuse_an_open_directory() {

@@ -1,5 +1,10 @@
 //! Writing, publishing, reading, replacing, restarting.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+
 use super::*;
 
 #[test]
@@ -435,6 +440,42 @@ fn seal_large(writer: &CacheWriter, keys: &[ChunkKey]) -> SealedSegment {
     segment.seal().unwrap()
 }
 
+/// Removes the counters of a cache with it.
+struct Removed<'a>(&'a Path);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        let _ = AccessCounters::remove(self.0);
+    }
+}
+
+/// On a full tmpfs, an access to a page of them without memory would end the query's process.
+#[test]
+fn counters_without_all_their_memory_are_not_used() {
+    let scratch = Scratch::new();
+    let writer = scratch.writer();
+    let _removed = Removed(scratch.path());
+    drop(AccessCounters::create_with(writer.dir(), 4096).unwrap());
+    let object = counters::file_of(scratch.path());
+    let allocated = || std::fs::metadata(&object).unwrap().blocks() * 512;
+    let bytes = std::fs::metadata(&object).unwrap().len();
+    assert!(allocated() >= bytes, "{} of {bytes}", allocated());
+
+    let file = File::options().write(true).open(&object).unwrap();
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&file, punch, 64 << 10, 4 << 10).unwrap();
+    assert!(allocated() < bytes);
+    let error = AccessCounters::open(scratch.path()).unwrap_err();
+    assert!(
+        error.to_string().contains("not all of its memory is there"),
+        "{error}"
+    );
+
+    drop(AccessCounters::create_with(writer.dir(), 4096).unwrap());
+    assert!(allocated() >= bytes);
+    assert!(AccessCounters::open(scratch.path()).is_ok());
+}
+
 #[test]
 fn access_is_counted_by_chunk_over_generations_and_processes() {
     let scratch = Scratch::new();
@@ -453,12 +494,6 @@ fn access_is_counted_by_chunk_over_generations_and_processes() {
         "{absent}"
     );
 
-    struct Removed<'a>(&'a Path);
-    impl Drop for Removed<'_> {
-        fn drop(&mut self) {
-            let _ = AccessCounters::remove(self.0);
-        }
-    }
     let _removed = Removed(scratch.path());
     let created = AccessCounters::create_with(writer.dir(), 2).unwrap();
     let opened = AccessCounters::open(scratch.path()).unwrap();
