@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use stoa_layout::{TableCatalog, TableName};
 use stoa_metastore::{CacheVersion, PlanTarget, TableState};
-use stoa_shm::MemoryReport;
+use stoa_shm::{MemoryReport, VerifyReport};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -92,6 +92,8 @@ pub(crate) struct Engine {
     pub(crate) preparing: bool,
     /// How often in a row a pass was decided again for sizes that came to be known.
     pub(crate) decided_again: u32,
+    /// When to make up for chunks that the last pass stored and lost.
+    pub(crate) repeat_at: Option<Instant>,
     /// What the last pass could hold in all, if it left something out for want of room.
     pub(crate) short_of: Option<u64>,
     pub(crate) memory: MemoryReport,
@@ -104,6 +106,20 @@ pub(crate) struct Engine {
     pub(crate) told_looks: BTreeMap<String, u64>,
     pub(crate) generation: u64,
     pub(crate) chunks: u64,
+}
+
+/// Says what a scrub found to be damaged, the first of each kind.
+fn tell(report: &VerifyReport) {
+    if let Some((key, reason)) = report.bad_chunks.first() {
+        let (chunk, chunks) = (key.readable(), report.bad_chunks.len());
+        tracing::warn!(chunk = %chunk, chunks, %reason, "damaged in memory, made anew");
+    }
+    if let Some((catalog, reason)) = report.bad_catalogs.first() {
+        tracing::warn!(catalog, %reason, "damaged in memory, made anew");
+    }
+    if let Some(reason) = &report.index_problem {
+        tracing::warn!(%reason, "the index is damaged, a new one is published");
+    }
 }
 
 /// A table's name in the index.
@@ -129,6 +145,7 @@ impl Engine {
             loading: false,
             preparing: false,
             decided_again: 0,
+            repeat_at: None,
             short_of: None,
             memory: MemoryReport::default(),
             next_reclaim: now + shared.settings.reclaim_interval,
@@ -211,6 +228,7 @@ impl Engine {
         // While a pass is under way, its end is what these wait for.
         if !self.loading {
             due(self.failures.next_retry().map(Instant::from_std));
+            due(self.repeat_at);
             due(self.needs_pass.then(|| self.gather_until()));
         }
         for slot in self.slots.values() {
@@ -345,7 +363,8 @@ impl Engine {
             .failures
             .next_retry()
             .is_some_and(|at| Instant::from_std(at) <= now);
-        if retry_due && !self.loading {
+        let repeat_due = self.repeat_at.is_some_and(|at| at <= now);
+        if (retry_due || repeat_due) && !self.loading {
             flow = self.wants_pass();
         }
         if self.next_reclaim_due() <= now {
@@ -388,18 +407,23 @@ impl Engine {
     fn scrub(&mut self) {
         self.scrubbing = true;
         let shared = Arc::clone(&self.shared);
-        self.events.jobs.spawn(async move {
-            let mut damaged = 0;
-            for segment in shared.with_store(|store| store.segments()).await {
-                let report = shared
-                    .with_store(move |store| store.verify_segments(&[segment]))
-                    .await;
-                damaged += report.bad_chunks.len() + report.bad_catalogs.len();
-                // A slow walk, so that loads and queries keep the memory's bandwidth.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Done::Scrubbed { damaged }
-        });
+        self.events
+            .jobs
+            .spawn(Done::Scrubbed { damaged: 0 }, async move {
+                let mut damaged = 0;
+                for segment in shared.with_store(|store| store.segments()).await {
+                    let report = shared
+                        .with_store(move |store| store.verify_segments(&[segment]))
+                        .await;
+                    damaged += report.bad_chunks.len()
+                        + report.bad_catalogs.len()
+                        + usize::from(report.index_problem.is_some());
+                    tell(&report);
+                    // A slow walk, so that loads and queries keep the memory's bandwidth.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Done::Scrubbed { damaged }
+            });
     }
 
     async fn pin(&mut self, pinned: bool) {

@@ -1,11 +1,11 @@
 //! What a worker reacts to, from one place and in order of urgency.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures::StreamExt;
 use stoa_metastore::{CacheVersion, Entry, Follow, FollowHealth, PlanTarget};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use crate::resolve::Resolved;
@@ -74,34 +74,63 @@ pub(crate) struct Events {
     pub(crate) plans: Follow,
     pub(crate) health: watch::Receiver<FollowHealth>,
     pub(crate) pins: Follow,
-    pub(crate) jobs: JoinSet<Done>,
+    pub(crate) jobs: Jobs,
+}
+
+/// Tasks of the worker. One that panics has failed as it said beforehand that it would.
+#[derive(Default)]
+pub(crate) struct Jobs {
+    tasks: JoinSet<Done>,
+    failed: HashMap<Id, Done>,
+}
+
+impl Jobs {
+    /// Starts a task; `failed` is what is told of it should it panic.
+    pub(crate) fn spawn(
+        &mut self,
+        failed: Done,
+        task: impl Future<Output = Done> + Send + 'static,
+    ) {
+        let task = self.tasks.spawn(task);
+        self.failed.insert(task.id(), failed);
+    }
+
+    /// What the next task has done; `None` if there is none. Nothing is lost if it is dropped.
+    async fn next(&mut self) -> Option<Done> {
+        loop {
+            match self.tasks.join_next_with_id().await? {
+                Ok((id, done)) => {
+                    self.failed.remove(&id);
+                    return Some(done);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a task of the worker failed");
+                    if let Some(failed) = self.failed.remove(&error.id()) {
+                        return Some(failed);
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl Events {
     /// The next event, at `deadline` at the latest. Nothing is lost if it is dropped while waiting.
     pub(crate) async fn next(&mut self, deadline: Instant) -> Event {
-        loop {
-            tokio::select! {
-                biased;
-                _ = self.stop.wait_for(|stop| *stop) => return Event::Stop,
-                Some(command) = self.commands.recv() => return Event::Command(command),
-                Some(done) = self.jobs.join_next() => match done {
-                    Ok(done) => return Event::Done(done),
-                    Err(error) => {
-                        // Its table stays as it was, and is tried again at the next plan or look.
-                        tracing::error!(%error, "a task of the worker failed");
-                    }
-                },
-                Some(entries) = self.plans.next() => return Event::Plans(read(&entries)),
-                Some(entries) = self.pins.next() => {
-                    let key = stoa_metastore::keys::pin(&self.worker);
-                    return Event::Pinned(entries.iter().any(|entry| entry.key == key));
-                }
-                Ok(()) = self.health.changed() => {
-                    return Event::Metastore(in_words(&self.health.borrow_and_update()));
-                }
-                () = sleep_until(deadline) => return Event::Tick,
+        tokio::select! {
+            biased;
+            _ = self.stop.wait_for(|stop| *stop) => Event::Stop,
+            Some(command) = self.commands.recv() => Event::Command(command),
+            Some(done) = self.jobs.next() => Event::Done(done),
+            Some(entries) = self.plans.next() => Event::Plans(read(&entries)),
+            Some(entries) = self.pins.next() => {
+                let key = stoa_metastore::keys::pin(&self.worker);
+                Event::Pinned(entries.iter().any(|entry| entry.key == key))
             }
+            Ok(()) = self.health.changed() => {
+                Event::Metastore(in_words(&self.health.borrow_and_update()))
+            }
+            () = sleep_until(deadline) => Event::Tick,
         }
     }
 }
@@ -125,5 +154,28 @@ fn in_words(health: &FollowHealth) -> Option<String> {
             "the metastore cannot be reached, what is held is served: {reason}"
         )),
         FollowHealth::Frozen(continuity) => Some(continuity.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else its table would wait for it for ever.
+    #[tokio::test]
+    async fn a_task_that_panics_has_failed() {
+        let mut jobs = Jobs::default();
+        assert!(jobs.next().await.is_none());
+        jobs.spawn(Done::Scrubbed { damaged: 7 }, async {
+            panic!("on purpose")
+        });
+        let done = jobs.next().await;
+        assert!(matches!(done, Some(Done::Scrubbed { damaged: 7 })));
+        jobs.spawn(Done::Scrubbed { damaged: 7 }, async {
+            Done::Scrubbed { damaged: 1 }
+        });
+        let done = jobs.next().await;
+        assert!(matches!(done, Some(Done::Scrubbed { damaged: 1 })));
+        assert!(jobs.next().await.is_none() && jobs.failed.is_empty());
     }
 }

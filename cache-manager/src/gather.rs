@@ -412,6 +412,7 @@ impl Gathering {
                 }
             }
             let turn = shared.turn().await;
+            let arrived: Vec<usize> = blocks.iter().map(|(at, ..)| *at).collect();
             let (checking, wants) = (Arc::clone(&shared), Arc::clone(&shared.context.wants));
             let background = Arc::clone(&shared.context.background);
             let checked = background
@@ -426,7 +427,14 @@ impl Gathering {
                 .await;
             drop(turn);
             let mut chunks = Vec::new();
-            for (at, chunk) in checked.unwrap_or_default() {
+            let checked = checked.unwrap_or_else(|panic| {
+                let reason = format!("checking it failed: {panic}");
+                arrived
+                    .into_iter()
+                    .map(|at| (at, Err(reason.clone())))
+                    .collect()
+            });
+            for (at, chunk) in checked {
                 match chunk {
                     Ok(chunk) => chunks.push((at, Ok(chunk))),
                     Err(reason) => {

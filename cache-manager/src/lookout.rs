@@ -31,7 +31,12 @@ impl Engine {
             .and_then(|resolved| resolved.catalog.clone())
             .or_else(|| self.shown.get(&catalog_name(table)).cloned());
         let (sources, pointer, table) = (self.sources.clone(), pointer.clone(), table.to_owned());
-        self.events.jobs.spawn(async move {
+        let failed = Done::Resolved {
+            table: table.clone(),
+            target,
+            result: Err("reading the plan failed within the worker".to_owned()),
+        };
+        self.events.jobs.spawn(failed, async move {
             let result = sources.resolve(&pointer, target, known, unix_ms()).await;
             Done::Resolved {
                 table,
@@ -114,7 +119,12 @@ impl Engine {
         let (planned, others) = (Arc::clone(&resolved.planned), Arc::clone(&resolved.others));
         let (origin, table) = (self.sources.origin.clone(), table.to_owned());
         let worker = self.sources.worker.clone();
-        self.events.jobs.spawn(async move {
+        let failed = Done::Looked {
+            table: table.clone(),
+            at_unix_ms: unix_ms(),
+            result: Err("looking at its files failed within the worker".to_owned()),
+        };
+        self.events.jobs.spawn(failed, async move {
             let at_unix_ms = unix_ms();
             let result = match catalog.refresh(&origin, at_unix_ms).await {
                 Ok(None) => Ok(None),

@@ -75,6 +75,7 @@ impl Engine {
     /// Makes memory hold what the tables want, as far as it fits and can be had.
     pub(crate) async fn pass(&mut self) -> Flow {
         self.needs_pass = false;
+        self.repeat_at = None;
         self.loading = true;
         self.preparing = true;
         self.report();
@@ -262,9 +263,12 @@ impl Engine {
             self.decided_again = 0;
         }
         let retried = self.retried(pass);
+        // Stored, and then not published: as when a segment could not be sealed.
+        let mut lost = false;
         for (at, table) in pass.tables.iter().enumerate() {
             let tally = pass.tally.table(at);
             short |= tally.left_out > 0;
+            lost |= !tally.is_settled() && !again;
             let Some(slot) = self.slots.get_mut(&table.name) else {
                 continue;
             };
@@ -280,6 +284,7 @@ impl Engine {
             }
         }
         self.short_of = short.then_some(pass.room_bytes);
+        self.repeat_at = lost.then(|| Instant::now() + self.shared.settings.retry.0);
         if fetched {
             self.shared.counters.loaded(pass.started.elapsed());
             tracing::info!(

@@ -41,6 +41,12 @@ impl Engine {
                 rivals: Arc::clone(&resolved.rivals),
             });
         }
+        // One that turned out to be damaged was dropped, and has to be written anew.
+        let held = self
+            .shared
+            .with_store(|store| store.catalogs().clone())
+            .await;
+        self.shown.retain(|name, _| held.contains_key(name));
         let mut pending = Vec::new();
         for table in &tables {
             let shown = self.shown.get(&table.catalog_name);

@@ -395,6 +395,7 @@ impl Store {
         if self.open.is_none() && !self.dirty {
             self.writer.discard_unpublished();
         }
+        self.let_go();
         self.writer.reclaim()
     }
 
@@ -464,6 +465,8 @@ impl Store {
 
     /// Frees what readers have let go.
     pub(crate) fn reclaim(&mut self) -> stoa_shm::Result<MemoryReport> {
+        // A segment may have been opened for another host just when it was retired.
+        self.let_go();
         self.writer.reclaim()
     }
 

@@ -15,13 +15,13 @@ use stoa_shm::counters::AccessCounters;
 use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter};
 use stoa_transfer::PathStatistics;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 use crate::background::Background;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::events::Events;
-use crate::peers::{self, PeerCalls, PeerNetwork, Peers, Serving};
+use crate::events::{Events, Jobs};
+use crate::peers::{self, PeerCalls, PeerNetwork, Peers, Serving, advertised};
 use crate::registration;
 use crate::resolve::Sources;
 use crate::service::WorkerControl;
@@ -119,7 +119,7 @@ impl Worker {
             health: plans.health(),
             plans,
             pins: records.follow(keys::PIN_PREFIX),
-            jobs: JoinSet::new(),
+            jobs: Jobs::default(),
         };
         let sources = Sources {
             records: records.clone(),
@@ -128,12 +128,13 @@ impl Worker {
             snapshot_only: settings.freshness.is_none(),
             peers: peers.clone(),
         };
+        let reached = |listening: SocketAddr| advertised(listening, &settings.host);
         let record = WorkerRecord {
             id: settings.id.clone(),
             host: settings.host.clone(),
             addresses: WorkerAddresses {
-                control: grpc.as_ref().map(|server| server.address().to_string()),
-                http: http.as_ref().map(|server| server.address().to_string()),
+                control: grpc.as_ref().map(Server::address).map(reached),
+                http: http.as_ref().map(Server::address).map(reached),
                 transfer: shared.transfer_addresses(),
             },
             capacity_bytes: settings.capacity_bytes,

@@ -128,6 +128,7 @@ impl Context {
         let options = ReaderOptions {
             verify: self.verify(),
             prefault: self.config.cache.prefault,
+            ..ReaderOptions::default()
         };
         let location = &self.config.cache.location;
         Reader::open_among(location, options, self.origin(), neighbours)

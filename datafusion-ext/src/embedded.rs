@@ -116,6 +116,7 @@ impl Embedded {
         let options = ReaderOptions {
             verify: settings.verify,
             prefault: settings.prefault,
+            ..ReaderOptions::default()
         };
         let reader = Reader::open_with(&settings.cache_directory, options, origin.clone());
         let store = match &settings.state_directory {

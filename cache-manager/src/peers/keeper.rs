@@ -39,9 +39,10 @@ pub(crate) async fn keep(
     mut stop: watch::Receiver<bool>,
 ) {
     tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => {}
+        // Ends when it is told to: the directory that it is writing is finished first, so that it
+        // does not take the name of what the next process writes.
+        () = write(&shared, &peers, &dir, &mut stop) => {}
         () = follow(&records, &peers) => {}
-        () = write(&shared, &peers, &dir) => {}
     }
 }
 
@@ -135,12 +136,23 @@ async fn ask(peers: &Peers, peer: &Peer, known: u64) -> Result<Option<(u64, Dire
     }
 }
 
-/// Writes the directory whenever something has changed, but not all the time.
-async fn write(shared: &Arc<Shared>, peers: &Arc<Peers>, dir: &CacheDir) {
+/// Writes the directory whenever something has changed, but not all the time, until `stop`.
+async fn write(
+    shared: &Arc<Shared>,
+    peers: &Arc<Peers>,
+    dir: &CacheDir,
+    stop: &mut watch::Receiver<bool>,
+) {
     let mut changes = peers.changes.subscribe();
     // What an earlier process left is out of date.
     changes.mark_changed();
-    while changes.changed().await.is_ok() {
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            },
+        }
         let started = Instant::now();
         let (known, dir, revision) = (peers.known(), dir.clone(), *changes.borrow());
         let written = tokio::task::spawn_blocking(move || {
@@ -157,8 +169,16 @@ async fn write(shared: &Arc<Shared>, peers: &Arc<Peers>, dir: &CacheDir) {
         let said = problem.map(|error| {
             format!("queries here do not know what other workers hold, and ask the origin: {error}")
         });
+        if said.is_some() {
+            // Tried again, also where nothing changes.
+            changes.mark_changed();
+        }
         shared.problem(PROBLEM, said);
-        tokio::time::sleep(WRITE_PAUSE.max(started.elapsed() * SHARE)).await;
+        let pause = tokio::time::sleep(WRITE_PAUSE.max(started.elapsed() * SHARE));
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = pause => {}
+        }
     }
 }
 

@@ -27,8 +27,8 @@ use tokio::sync::watch;
 pub(crate) use board::LoadBoard;
 pub(crate) use calls::PeerCalls;
 pub(crate) use keeper::keep;
-pub(crate) use network::Serving;
 pub use network::{Listener, PeerNetwork};
+pub(crate) use network::{Serving, advertised};
 pub(crate) use segments::ServedSegments;
 
 /// Another worker whose memory can be read.

@@ -133,7 +133,7 @@ impl Serving {
 }
 
 /// The address under which others reach what listens here.
-fn advertised(listening: SocketAddr, host: &str) -> String {
+pub(crate) fn advertised(listening: SocketAddr, host: &str) -> String {
     match listening.ip().is_unspecified() {
         true if host.contains(':') => format!("[{host}]:{}", listening.port()),
         true => format!("{host}:{}", listening.port()),
