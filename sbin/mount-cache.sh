@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Mounts a tmpfs of its own for the cache, with huge pages: twice the speed of a first scan.
+# Mounts a tmpfs of its own for the cache, with huge pages: a first scan has fewer faults.
 #
 # Needs root. Inputs: the directory and the size, such as
 #         sudo sbin/mount-cache.sh /mnt/stoa 64G [owner[:group]]
 # The owner (else whoever called sudo) gets the directory with mode 0750: its group may read the
-# cache. Then set cache.location to it, and cache.group.enabled for readers of the group.
+# cache. Then set cache.location to it, cache.size (whose default follows /dev/shm), and
+# cache.group.enabled for readers of the group.
 # Falls back: to normal pages where the kernel has none; an existing tmpfs there is resized.
 set -euo pipefail
 

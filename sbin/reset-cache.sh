@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Forgets layouts, plans and requests; with --files, frees this host's shared memory too.
+# Forgets layouts, plans, requests and pins; with --files, frees this host's shared memory too.
 # Stop the workers first (stop-stoa.sh). No Parquet file is touched.
 #
 # Inputs: --files; --yes does not ask; flags as in `stoa reset --help`.

@@ -14,8 +14,8 @@ use crate::sql::SqlArgs;
 
 /// A shared-memory column cache for DataFusion.
 ///
-/// Stoa keeps the hot columns of Parquet tables in shared memory, decoded, so that every query
-/// process on a machine reads them in place. On one machine nothing needs to be set up: `stoa
+/// Stoa keeps the hot columns of Parquet tables in shared memory, decoded or packed, so that every
+/// query process on a machine reads them in place. On one machine nothing needs to be set up: `stoa
 /// demo` shows what it does, `stoa sql` queries. With --etcd, coordinator and workers run as
 /// separate daemons on as many hosts as there are.
 #[derive(Debug, Parser)]
@@ -282,8 +282,8 @@ pub struct LayoutCreateArgs {
     pub replicas: Option<Replicas>,
     /// The form of cached chunks: auto, arrow, packed or parquet; COLUMN=FORM for one column.
     /// auto chooses what scans fastest within the budget, arrow is decoded (3 to 5 times the bytes
-    /// of Parquet), packed takes less than Parquet and is unpacked while it is read, parquet is as
-    /// in the file and saves the fetch only.
+    /// of Parquet), packed takes about the bytes of Parquet or less and is unpacked while it is
+    /// read, parquet is as in the file and saves the fetch only.
     #[arg(long, value_name = "[COLUMN=]FORM")]
     pub form: Vec<FormArg>,
     /// What --form auto fills, and the table takes at most; else what the workers have room for.
@@ -336,7 +336,7 @@ pub struct LoadArgs {
     /// Tables, with or without `:version`; without, the newest one.
     #[arg(required = true, value_name = "TABLE[:VERSION]")]
     pub tables: Vec<String>,
-    /// Return once the request is written. Needs --etcd or a running `stoa worker`.
+    /// Return once the request is written. Needs --etcd.
     #[arg(long)]
     pub no_wait: bool,
     /// How long to wait.

@@ -138,8 +138,8 @@ pub fn keys_as_markdown() -> String {
          Made by `stoa config keys --markdown`; a test keeps it equal to the program.\n\n\
          Values come from, the later one winning: the defaults, `stoa.toml` (`--config`, else\n\
          `./stoa.toml`, `$XDG_CONFIG_HOME/stoa/stoa.toml`, `/etc/stoa/stoa.toml`), environment\n\
-         variables, flags (`--set key=value`, `--etcd`, `--log-format`). `stoa config check` prints\n\
-         the effective values with where each came from.\n\n\
+         variables, flags (`--set key=value`, `--etcd`, `--log-level`, `--log-format`). `stoa config\n\
+         check` prints the effective values with where each came from.\n\n\
          Sizes are bytes, also as `64GiB` or `500MB`. Times are seconds, also as `90s`, `2m`, `1h`.\n\
          A secret is `env:NAME`, `file:/path` (mode 0600) or the text itself; it is never printed.\n\n\
          | key | value | default | environment | meaning |\n|---|---|---|---|---|\n",
@@ -172,7 +172,7 @@ pub fn keys_as_markdown() -> String {
     }
     text.push_str(
         "\n## Accepted from Pixels\n\nThese keys are accepted with one warning.\n\n\
-         | key | why it has no meaning here |\n|---|---|\n",
+         | key | what becomes of it |\n|---|---|\n",
     );
     for key in LEGACY_KEYS {
         let _ = writeln!(text, "| `{}` | {} |", key.name, key.reason);

@@ -113,7 +113,7 @@ pub const KEYS: &[Key] = &[
         "cache.size",
         Bytes { min: MIB },
         Computed(
-            "half of what the tmpfs and this machine's or container's memory allow",
+            "half of what /dev/shm and this machine's or container's memory allow",
             |m| m.cache_size().to_string(),
         ),
         "The memory a worker may fill with cached chunks.",
