@@ -329,6 +329,15 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
         [one] => Arc::clone(one),
         many => arrow::compute::concat(&many.iter().map(|a| a.as_ref()).collect::<Vec<_>>())?,
     };
+    // Before they are copied: values that lie in memory once may be named by every row.
+    let long_bytes = match gathered.data_type() {
+        DataType::Utf8View => gathered.as_string_view().total_buffer_bytes_used(),
+        DataType::BinaryView => gathered.as_binary_view().total_buffer_bytes_used(),
+        _ => 0,
+    };
+    if long_bytes > i32::MAX as usize {
+        return Err(Error::BlockTooLarge { rows });
+    }
     let data = match gathered.data_type() {
         DataType::Utf8View => gathered.as_string_view().gc().into_data(),
         DataType::BinaryView => gathered.as_binary_view().gc().into_data(),
@@ -579,7 +588,10 @@ impl ArrowChunk {
         self.known.get_or_init(|| {
             self.open_known().unwrap_or_else(|_| {
                 let rows: Vec<usize> = (0..self.blocks).map(|b| self.block_rows(b)).collect();
-                statistics::unknown(&self.data_type, self.rows, &rows)
+                // Those of a block's first node.
+                let nulls = |b| read_u64(&self.bytes, HEADER_BYTES + b * self.block_bytes() + 8);
+                let nulls: u64 = (0..self.blocks).map(nulls).sum();
+                statistics::unknown(&self.data_type, self.rows, nulls as usize, &rows)
             })
         })
     }

@@ -83,6 +83,8 @@ pub(crate) struct Collector {
     nulls: Vec<u32>,
     /// Minimum and maximum of each block, null where they are not known.
     bounds: Vec<ArrayRef>,
+    /// The bounds of all blocks so far, at their full length.
+    whole: Option<ArrayRef>,
     /// Whether some block has values, but no bounds.
     unbounded: bool,
     sketch: Option<Sketch>,
@@ -94,6 +96,7 @@ impl Collector {
             data_type: data_type.clone(),
             nulls: vec![],
             bounds: vec![],
+            whole: None,
             unbounded: false,
             sketch: Sketch::supports(data_type).then(Sketch::default),
         }
@@ -117,7 +120,17 @@ impl Collector {
         let nulls = array.logical_null_count();
         self.nulls.push(nulls as u32);
         match bounds {
-            Some(bounds) => self.bounds.push(bounds),
+            Some(pair) => {
+                self.whole = match self.whole.take() {
+                    None => Some(own(&pair)),
+                    Some(whole) => {
+                        let both = concat(&[whole.as_ref(), pair.as_ref()]);
+                        both.ok().and_then(|both| Some(own(&self::bounds(&both)?)))
+                    }
+                };
+                // A value may be as long as a file.
+                self.bounds.push(own(&cut_pair(&pair)));
+            }
             None => {
                 self.unbounded |= nulls < array.len();
                 self.bounds.push(new_null_array(&self.data_type, 2));
@@ -189,12 +202,9 @@ impl Collector {
         };
         let (mins, maxs) = (every_second(0)?, every_second(1)?);
         let unknown = || new_null_array(&self.data_type, 1);
-        let (least, largest) = match self.unbounded {
-            true => (unknown(), unknown()),
-            false => (
-                bounds(&mins).map_or_else(unknown, |b| b.slice(0, 1)),
-                bounds(&maxs).map_or_else(unknown, |b| b.slice(1, 1)),
-            ),
+        let (least, largest) = match self.whole.as_ref().filter(|_| !self.unbounded) {
+            Some(whole) => (whole.slice(0, 1), whole.slice(1, 1)),
+            None => (unknown(), unknown()),
         };
         let cut = |bound: &ArrayRef, up: bool| truncated(bound, up);
         let (chunk_least, chunk_largest) = (cut(&least, false), cut(&largest, true));
@@ -302,13 +312,18 @@ fn open_bounds(bytes: Bytes, data_type: &DataType, expected: usize) -> Result<Ar
     Ok(concat(&parts)?)
 }
 
-/// What a chunk without a section knows: nothing.
-pub(crate) fn unknown(data_type: &DataType, rows: usize, block_rows: &[usize]) -> Known {
+/// What a chunk without a section knows: its rows and nulls.
+pub(crate) fn unknown(
+    data_type: &DataType,
+    rows: usize,
+    null_count: usize,
+    block_rows: &[usize],
+) -> Known {
     let blocks = block_rows.len();
     Known {
         statistics: ChunkStatistics {
             rows,
-            null_count: 0,
+            null_count: null_count.min(rows),
             min: None,
             max: None,
             exact: false,
@@ -405,6 +420,28 @@ where
         max = zero;
     }
     Some(Arc::new(PrimitiveArray::<T>::from_iter_values([min, max])))
+}
+
+/// A minimum and a maximum, each of at most [`BOUND_BYTES_MAX`] bytes.
+fn cut_pair(pair: &ArrayRef) -> ArrayRef {
+    if !matches!(pair.data_type(), DataType::Utf8View | DataType::BinaryView) {
+        return Arc::clone(pair);
+    }
+    let (min, max) = (
+        truncated(&pair.slice(0, 1), false),
+        truncated(&pair.slice(1, 1), true),
+    );
+    // Two arrays of one type.
+    concat(&[min.as_ref(), max.as_ref()]).unwrap_or_else(|_| new_null_array(pair.data_type(), 2))
+}
+
+/// The values without the memory of others.
+fn own(values: &ArrayRef) -> ArrayRef {
+    match values.data_type() {
+        DataType::Utf8View => Arc::new(values.as_string_view().gc()),
+        DataType::BinaryView => Arc::new(values.as_binary_view().gc()),
+        _ => Arc::clone(values),
+    }
 }
 
 /// Bounds of at most [`BOUND_BYTES_MAX`] bytes; one that cannot be made so is not known.

@@ -585,7 +585,10 @@ impl<'a> Stream<'a> {
                 part(rest, "stream of runs", 0, HEADER_BYTES)?;
                 let runs = read_u32(rest, 4) as usize;
                 let heads = Self::parse_nested(rest, runs, false)?;
-                let lengths = Self::parse_nested(&rest[heads.length..], runs, false)?;
+                // What is padded may end beyond the bytes that there are.
+                let behind = rest.len().saturating_sub(heads.length);
+                let lengths = part(rest, "lengths of runs", heads.length, behind)?;
+                let lengths = Self::parse_nested(lengths, runs, false)?;
                 Ok(Self {
                     values,
                     length: HEADER_BYTES + heads.length + lengths.length,
@@ -959,6 +962,25 @@ mod tests {
                 .map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & mask)
                 .collect();
             check(&values);
+        }
+    }
+
+    /// Also where it ends in the padding of the heads' exceptions.
+    #[test]
+    fn a_stream_that_is_cut_short_is_an_error() {
+        let head = |i: u64| if i == 50 { 1 << 60 } else { i * 7919 % 13 };
+        let values: Vec<u64> = (0..VALUES).map(|i| head(i / 60)).collect();
+        let words = encoded(&values, Allow::All);
+        let bytes = as_bytes(&words);
+        assert_eq!(bytes[0], MODE_RUNS);
+        let whole = Stream::parse(bytes, values.len()).unwrap();
+        let Kind::Runs { heads, .. } = &whole.kind else {
+            panic!("a stream of runs")
+        };
+        let exceptions = heads.vectors().unwrap()[0].exception_values.len();
+        assert!(exceptions > 0, "{exceptions} exceptions");
+        for end in 0..bytes.len() {
+            assert!(Stream::parse(&bytes[..end], values.len()).is_err(), "{end}");
         }
     }
 

@@ -101,7 +101,8 @@ impl Dictionary {
                 buffers: Arc::new([]),
             });
         }
-        let mut views = Vec::with_capacity(self.len);
+        // As many as there are bytes, until their blocks have shown that there are more.
+        let mut views = Vec::with_capacity(self.len.min(self.bytes.len()));
         let mut buffers: Vec<Buffer> = vec![];
         self.text_blocks(|symbols, block| {
             let block = block.decode(symbols, buffers.len() as u32, scratch)?;
@@ -261,6 +262,10 @@ impl Key for i128 {
     }
 }
 
+/// Slots that are looked at for one value. A table that is half full needs a few; values of one hash
+/// need as many as there are.
+const PROBES_MAX: usize = 1000;
+
 /// Distinct values in the order in which they came, and a table to find them in.
 pub(super) struct Distinct<K> {
     pub(super) values: Vec<K>,
@@ -269,6 +274,8 @@ pub(super) struct Distinct<K> {
     hashes: Vec<u64>,
     /// Codes plus one by their hash, 0 where there is none; twice as many as values at least.
     slots: Vec<u32>,
+    /// Whether the values' hashes are so much alike that finding one takes too long.
+    pub(super) is_flooded: bool,
 }
 
 impl<K: Key> Distinct<K> {
@@ -278,14 +285,17 @@ impl<K: Key> Distinct<K> {
             codes: vec![],
             hashes: vec![],
             slots: vec![0; 1024],
+            is_flooded: false,
         }
     }
 
-    /// The code of a value, which may be a new one.
+    /// The code of a value, which may be a new one. Any code once there are too many values of one
+    /// hash, which somebody may choose.
     #[inline]
     fn code(&mut self, value: K, hash: u64) -> u32 {
         let mask = self.slots.len() - 1;
         let mut at = hash as usize & mask;
+        let mut probes = 0;
         loop {
             match self.slots[at] {
                 0 => break,
@@ -296,6 +306,11 @@ impl<K: Key> Distinct<K> {
                     }
                 }
             }
+            if probes == PROBES_MAX || self.is_flooded {
+                self.is_flooded = true;
+                return 0;
+            }
+            probes += 1;
             at = (at + 1) & mask;
         }
         self.values.push(value);

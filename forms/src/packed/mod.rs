@@ -593,7 +593,8 @@ impl Inner {
         self.known.get_or_init(|| {
             self.open_known().unwrap_or_else(|_| {
                 let rows: Vec<usize> = (0..self.blocks).map(|b| self.block_rows(b)).collect();
-                statistics::unknown(&self.data_type, self.rows, &rows)
+                let nulls = (0..self.blocks).map(|b| self.entry(b).nulls).sum();
+                statistics::unknown(&self.data_type, self.rows, nulls, &rows)
             })
         })
     }

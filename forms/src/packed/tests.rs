@@ -274,6 +274,40 @@ fn zeros_alike(values: ArrayRef) -> ArrayRef {
     }
 }
 
+/// Somebody may choose values that all have one hash: then there is no dictionary of them.
+#[test]
+fn values_of_one_hash_have_no_dictionary() {
+    let low = 0x9e37_79b9_7f4a_7c15_i128;
+    let value = |i: i32| (i128::from(i % 5000) << 64) | low;
+    let mut distinct = dictionary::Distinct::new();
+    distinct.block((0..BLOCK_ROWS as i32).map(value), None);
+    assert!(distinct.is_flooded);
+    assert!(distinct.values.len() < 2000, "{}", distinct.values.len());
+    let array = Decimal128Array::from_iter_values((0..20_000).map(value));
+    let array: ArrayRef = Arc::new(array.with_precision_and_scale(38, 0).unwrap());
+    assert_reads_back(&array);
+}
+
+/// A header may claim any number of values.
+#[test]
+fn a_dictionary_of_too_many_values_is_refused() {
+    let texts = (0..3000).map(|i| format!("word {}", i % 30));
+    let array: ArrayRef = Arc::new(StringViewArray::from_iter_values(texts));
+    let bytes = encode_packed(std::slice::from_ref(&array), array.data_type()).unwrap();
+    let count = 30u32.to_le_bytes();
+    let places = bytes[..128].windows(4).enumerate();
+    let places: Vec<usize> = places
+        .filter_map(|(at, word)| (word == count).then_some(at))
+        .collect();
+    assert!(!places.is_empty());
+    for at in places {
+        let mut hostile = bytes.clone();
+        hostile[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        let chunk = PackedChunk::open(aligned(&hostile), array.data_type());
+        assert!(chunk.and_then(|chunk| chunk.block(0)).is_err());
+    }
+}
+
 /// Whatever the encoding: a constant, a dictionary, values as they are.
 #[test]
 fn both_zeros_are_the_same_to_a_comparison() {

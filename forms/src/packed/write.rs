@@ -256,7 +256,7 @@ impl PackedChunkWriter {
         for block in &self.blocks {
             distinct.block(integers::words(block).into_iter(), block.nulls());
             let found = distinct.values.len();
-            if found > NUMBERS_MAX || bits_of(found) > bits_most {
+            if distinct.is_flooded || found > NUMBERS_MAX || bits_of(found) > bits_most {
                 return Ok(None);
             }
         }
@@ -279,7 +279,8 @@ impl PackedChunkWriter {
         for block in &self.blocks {
             distinct.text_block(block);
             rows += block.len();
-            repeats = distinct.values.len() as f64 <= rows as f64 * DISTINCT_SHARE + 64.0;
+            let most = rows as f64 * DISTINCT_SHARE + 64.0;
+            repeats = !distinct.is_flooded && distinct.values.len() as f64 <= most;
             if !repeats {
                 break;
             }
