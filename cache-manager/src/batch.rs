@@ -23,14 +23,17 @@ pub struct Batch {
     pub compressed_bytes: u64,
     /// Expected bytes in shared memory.
     pub bytes: u64,
+    /// Bytes that it is decoded to.
+    pub decoded_bytes: u64,
 }
 
 impl Batch {
-    /// Memory that the batch needs on its way: what is fetched, what it decodes to, and that again
-    /// laid out as a chunk of the cache.
+    /// Memory that the batch needs on its way: what is fetched, what it decodes to, and that laid
+    /// out as a chunk of the cache.
     pub fn memory_bytes(&self) -> u64 {
         self.compressed_bytes
-            .saturating_add(self.bytes.saturating_mul(2))
+            .saturating_add(self.decoded_bytes)
+            .saturating_add(self.bytes)
     }
 }
 
@@ -66,6 +69,7 @@ pub fn batches(wants: &[Want], fetch: &[usize], bytes_max: u64) -> Vec<Batch> {
             wants: vec![],
             compressed_bytes: 0,
             bytes: 0,
+            decoded_bytes: 0,
         };
         let mut batch = empty();
         for at in members {
@@ -77,6 +81,7 @@ pub fn batches(wants: &[Want], fetch: &[usize], bytes_max: u64) -> Vec<Batch> {
             batch.wants.push(at);
             batch.compressed_bytes += want.compressed_bytes;
             batch.bytes += want.bytes;
+            batch.decoded_bytes += want.decoded_bytes;
         }
         batches.push(batch);
     }
@@ -106,6 +111,7 @@ mod tests {
             form: Form::Arrow,
             bytes: bytes * 3,
             compressed_bytes: bytes,
+            decoded_bytes: bytes * 3,
         }
     }
 

@@ -45,6 +45,8 @@ pub struct Want {
     pub bytes: u64,
     /// Bytes to be fetched for it.
     pub compressed_bytes: u64,
+    /// Bytes that it is decoded to on its way, whatever its form.
+    pub decoded_bytes: u64,
 }
 
 /// Merges the lists of several tables by relative rank, so that each table gets its most wanted
@@ -205,6 +207,7 @@ mod tests {
             form: Form::Arrow,
             bytes,
             compressed_bytes: bytes / 3,
+            decoded_bytes: bytes,
         }
     }
 

@@ -534,6 +534,7 @@ fn batch_of<T>(table: usize, wants: &[Want], chunks: &[(usize, T)]) -> Batch {
         row_group: first.key.row_group,
         compressed_bytes: 0,
         bytes: members.iter().map(|at| wants[*at].bytes).sum(),
+        decoded_bytes: 0,
         wants: members,
     }
 }

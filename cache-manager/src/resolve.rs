@@ -373,6 +373,10 @@ pub(crate) fn find_chunks(
             form: *form,
             bytes: bytes.of(*form),
             compressed_bytes: bytes.parquet,
+            decoded_bytes: match form {
+                Form::Parquet => 0,
+                _ => bytes.arrow,
+            },
         });
     }
     (wants, missing)

@@ -168,6 +168,7 @@ mod tests {
             form: Form::Arrow,
             bytes: 100,
             compressed_bytes: 30,
+            decoded_bytes: 100,
         }
     }
 

@@ -741,7 +741,7 @@ async fn a_flipped_bit_is_found_dropped_and_loaded_again() {
     let worker = world.start(world.settings(CAPACITY)).await;
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
-    flip_a_bit(world.cache.path());
+    flip_a_bit(&segments(world.cache.path()).1);
     use stoa_control::WorkerService;
     let report = worker.control().verify().await.unwrap();
     assert_eq!(report.damaged_chunks, 1, "{report:?}");
@@ -754,6 +754,33 @@ async fn a_flipped_bit_is_found_dropped_and_loaded_again() {
     assert_cached(&world.reader(), 1, "number", 1);
     let report = worker.control().verify().await.unwrap();
     assert_eq!(report.damaged_chunks, 0, "{report:?}");
+    worker.shutdown().await;
+}
+
+/// A table without its catalog is one that readers do not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_catalog_is_written_anew() {
+    let mut world = World::with_table(2).await;
+    let worker = world.start(world.settings(CAPACITY)).await;
+    let version = world.load(1, &["number"]).await;
+    ready(&worker, &version).await;
+    let generation = || world.reader().view().snapshot().generation();
+    let before = generation();
+    // The catalog has a segment of its own, smaller than that of the chunks.
+    let (smaller, _) = segments(world.cache.path());
+    smaller.iter().for_each(|segment| flip_a_bit(segment));
+    use stoa_control::WorkerService;
+    let report = worker.control().verify().await.unwrap();
+    let mut damaged = report.damaged.iter();
+    assert!(
+        damaged.any(|what| what.starts_with("catalog ")),
+        "{report:?}"
+    );
+    until("it is published again", async || {
+        generation() > before && world.reader().view().tables().count() == 1
+    })
+    .await;
+    assert_cached(&world.reader(), 0, "number", 0);
     worker.shutdown().await;
 }
 
@@ -874,7 +901,7 @@ async fn a_flipped_bit_is_found_by_the_slow_walk_too() {
     let worker = world.start(settings).await;
     let version = world.load(1, &["number"]).await;
     ready(&worker, &version).await;
-    flip_a_bit(world.cache.path());
+    flip_a_bit(&segments(world.cache.path()).1);
     until("it is found and loaded again", async || {
         let state = worker.state();
         state.state == WorkerPhase::Ready && state.tables[TABLE].fetched_chunks == 5
@@ -885,27 +912,32 @@ async fn a_flipped_bit_is_found_by_the_slow_walk_too() {
     worker.shutdown().await;
 }
 
-/// Damages one chunk of the largest segment.
-fn flip_a_bit(cache: &std::path::Path) {
-    use std::os::unix::fs::{FileExt, PermissionsExt};
-    // In the largest segment, far from its ends.
-    let segment = std::fs::read_dir(cache)
+/// The segment files of a cache: all but the largest, and the largest.
+fn segments(cache: &std::path::Path) -> (Vec<std::path::PathBuf>, std::path::PathBuf) {
+    let entries = std::fs::read_dir(cache)
         .unwrap()
-        .map(|entry| entry.unwrap())
+        .map(|entry| entry.unwrap());
+    let mut found: Vec<_> = entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("seg-"))
-        .max_by_key(|entry| entry.metadata().unwrap().len())
-        .expect("a segment file")
-        .path();
-    {
-        std::fs::set_permissions(&segment, std::fs::Permissions::from_mode(0o640)).unwrap();
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&segment)
-            .unwrap();
-        let middle = file.metadata().unwrap().len() / 3;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, middle).unwrap();
-        file.write_all_at(&[byte[0] ^ 4], middle).unwrap();
-    }
+        .map(|entry| (entry.metadata().unwrap().len(), entry.path()))
+        .collect();
+    found.sort();
+    let mut paths: Vec<_> = found.into_iter().map(|(_, path)| path).collect();
+    let largest = paths.pop().expect("a segment file");
+    (paths, largest)
+}
+
+/// Damages a segment, far from its ends.
+fn flip_a_bit(segment: &std::path::Path) {
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    std::fs::set_permissions(segment, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(segment)
+        .unwrap();
+    let middle = file.metadata().unwrap().len() / 3;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], middle).unwrap();
 }
