@@ -68,7 +68,8 @@ impl Stoa {
     /// Adds to a session: every cached table as `schema.table`, `STORED AS STOA`, the settings
     /// under `stoa.`, the table functions, the rule that caches other scans of Parquet, and the
     /// one that reckons with counts of distinct values. Up to 8 MiB of a join's smaller side are
-    /// read into one table, where the session has DataFusion's limit of 1 MiB.
+    /// read into one table, where the session has DataFusion's limit of 1 MiB. Dynamic filters of
+    /// `min` and `max` are turned off, since those of DataFusion 55.2 lose rows.
     ///
     /// # Errors
     /// If the session has no default catalog.
@@ -82,7 +83,11 @@ impl Stoa {
                 .extensions
                 .insert(StoaOptions::default());
         }
-        raise_join_limits(&mut config.options_mut().optimizer);
+        let optimizer = &mut config.options_mut().optimizer;
+        raise_join_limits(optimizer);
+        // They leave out aggregates of expressions (apache/datafusion#24816) and bounds that are
+        // still null. Stock scans skip whole row groups by them; these would skip blocks and rows.
+        optimizer.enable_aggregate_dynamic_filter_pushdown = false;
         let factory = StoaTableFactory::new(Arc::clone(&self.tables), self.publisher.clone());
         // Those of an earlier registration read through another reader.
         let scans = CacheParquetScans::new(self.reader().clone());

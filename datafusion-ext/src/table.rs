@@ -8,7 +8,11 @@ use arrow::datatypes::{DataType, Field, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::config::TableParquetOptions;
-use datafusion::common::{DataFusionError, Result, ScalarValue, Statistics, exec_err};
+use datafusion::common::stats::Precision;
+use datafusion::common::{
+    ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics, exec_err,
+    plan_datafusion_err,
+};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
@@ -88,18 +92,18 @@ impl StoaTable {
 
     /// The state to plan with: as published, or as found by a look at the origin where the scan
     /// would miss.
-    async fn state(
-        &self,
-        view: &View,
-        columns: &[usize],
-        check: bool,
-    ) -> Result<Arc<PlannedTable>> {
+    async fn state(&self, view: &View, columns: &[usize], look: Look) -> Result<Arc<PlannedTable>> {
         let name = &self.current.table.catalog().table;
         let current = match view.table(name) {
             Some(table) => self.plans.get(table)?,
             None => Arc::clone(&self.current),
         };
-        if !check || current.covered(view, columns) {
+        let looks = match look {
+            Look::Never => false,
+            Look::UnlessCovered => !current.covered(view, columns),
+            Look::Always => true,
+        };
+        if !looks {
             return Ok(current);
         }
         let now = now_unix_ms();
@@ -151,8 +155,13 @@ impl TableProvider for StoaTable {
         let options = StoaOptions::of(state.config_options());
         let view = self.reader.view();
         let columns = self.current.read_columns(projection, filters);
-        let check = options.enabled && options.check_before_miss;
-        let mut planned = self.state(&view, &columns, check).await?;
+        let look = match (options.check_before_miss, options.enabled) {
+            (false, _) => Look::Never,
+            (true, true) => Look::UnlessCovered,
+            // Stock Parquet reads the objects as they are now, whatever the cache holds of them.
+            (true, false) => Look::Always,
+        };
+        let mut planned = self.state(&view, &columns, look).await?;
         if planned.schema.table_schema() != self.current.schema.table_schema() {
             planned = Arc::new(PlannedTable::over(
                 &planned.table,
@@ -217,6 +226,15 @@ impl TableProvider for StoaTable {
     }
 }
 
+/// Whether the origin is looked at before a table is planned.
+#[derive(Clone, Copy, Debug)]
+enum Look {
+    Never,
+    /// Unless the cache has all chunks of the columns.
+    UnlessCovered,
+    Always,
+}
+
 /// Planned states of tables, kept while their catalogs live.
 #[derive(Debug, Default)]
 pub(crate) struct TablePlans {
@@ -272,12 +290,20 @@ impl PlannedTable {
     /// The state under a schema that the planner was told before; columns may have come since.
     fn over(table: &Arc<Table>, schema: TableSchema) -> Result<Self> {
         let catalog = table.catalog();
-        let types: Vec<&DataType> = catalog.partition_columns.iter().map(|(_, t)| t).collect();
-        let file_schema = schema.file_schema();
+        // By name: a newer layout may have partition columns in another order.
+        let positions = schema.table_partition_cols().iter().map(|field| {
+            let named = |(name, _): &(String, DataType)| name == field.name();
+            let position = catalog.partition_columns.iter().position(named);
+            position.ok_or_else(|| {
+                let (table, name) = (&catalog.table, field.name());
+                plan_datafusion_err!("table {table} has no partition column {name} any more")
+            })
+        });
+        let positions = positions.collect::<Result<Vec<_>>>()?;
         let files = table
             .files()
             .iter()
-            .map(|file| partitioned_file(file, file_schema, &types))
+            .map(|file| partitioned_file(file, &schema, &positions))
             .collect::<Result<Vec<_>>>()?;
         let (_, statistics) = compute_all_files_statistics(
             vec![FileGroup::new(files.clone())],
@@ -410,8 +436,8 @@ fn column_covered(view: &View, file: &TableFile, name: &str) -> Covered {
 
 fn partitioned_file(
     file: &Arc<TableFile>,
-    schema: &SchemaRef,
-    partition_types: &[&DataType],
+    schema: &TableSchema,
+    partition_positions: &[usize],
 ) -> Result<PartitionedFile> {
     let identity = file.identity();
     let catalog_file = &file.catalog().files[file.index()];
@@ -429,20 +455,57 @@ fn partitioned_file(
         e_tag,
         version,
     };
-    let values = catalog_file
-        .partition_values
-        .iter()
-        .zip(partition_types)
-        .map(|(value, data_type)| match value.as_str() {
-            HIVE_NULL => ScalarValue::try_from(*data_type),
-            value => ScalarValue::try_from_string(value.to_owned(), data_type),
+    let fields = schema.table_partition_cols().iter();
+    let values = fields
+        .zip(partition_positions)
+        .map(|(field, position)| {
+            let value = catalog_file.partition_values.get(*position);
+            match value.map_or(HIVE_NULL, String::as_str) {
+                HIVE_NULL => ScalarValue::try_from(field.data_type()),
+                value => ScalarValue::try_from_string(value.to_owned(), field.data_type()),
+            }
         })
         .collect::<Result<Vec<_>>>()?;
-    let statistics = DFParquetMetadata::statistics_from_parquet_metadata(file.metadata(), schema)?;
-    Ok(PartitionedFile::new_from_meta(meta)
+    let partitioned = PartitionedFile::new_from_meta(meta)
         .with_partition_values(values)
-        .with_statistics(Arc::new(statistics))
-        .with_extension(Arc::clone(file)))
+        .with_statistics(Arc::new(statistics_of(file, schema.file_schema())?))
+        .with_extension(Arc::clone(file));
+    Ok(with_null_partitions(partitioned))
+}
+
+/// What the footer says of a file's columns, of those that have the table's type in it: the bounds of
+/// others are compared as what they are not.
+fn statistics_of(file: &TableFile, schema: &SchemaRef) -> Result<Statistics> {
+    let mut statistics =
+        DFParquetMetadata::statistics_from_parquet_metadata(file.metadata(), schema)?;
+    let columns = schema
+        .fields()
+        .iter()
+        .zip(&mut statistics.column_statistics);
+    for (field, column) in columns {
+        let of_file = file.decoded_schema().field_with_name(field.name());
+        if of_file.is_ok_and(|of_file| of_file.data_type() != field.data_type()) {
+            (column.min_value, column.max_value) = (Precision::Absent, Precision::Absent);
+        }
+    }
+    Ok(statistics)
+}
+
+/// The file, whose statistics say of null partition values that they are null:
+/// `with_statistics` takes them for values.
+fn with_null_partitions(mut file: PartitionedFile) -> PartitionedFile {
+    let Some(statistics) = file.statistics.as_mut().map(Arc::make_mut) else {
+        return file;
+    };
+    let rows = statistics.num_rows;
+    let partitions = statistics.column_statistics.iter_mut().rev();
+    for (column, value) in partitions.zip(file.partition_values.iter().rev()) {
+        if value.is_null() {
+            *column = ColumnStatistics::new_unknown();
+            column.null_count = rows;
+        }
+    }
+    file
 }
 
 /// How Hive writes a null in a path.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::physical_expr::expressions::lit;
 use datafusion::physical_expr::projection::ProjectionExprs;
 use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{
@@ -116,9 +117,10 @@ fn reads_backwards(source: &ParquetSource) -> bool {
             self.0.fmt_extra(DisplayFormatType::Default, f)
         }
     }
-    // Printing builds a pruning predicate: not worth it where nothing was pushed down.
+    // Printing builds a pruning predicate: not worth it where nothing was pushed down. The
+    // predicate itself may say anything.
     source.filter().is_some()
-        && Extra(source)
+        && Extra(&source.with_predicate(lit(true)))
             .to_string()
             .contains("reverse_row_groups=true")
 }

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch};
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::execution::context::{SessionConfig, SessionContext};
 use datafusion::prelude::ParquetReadOptions;
+use parquet::arrow::ArrowWriter;
 use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{FormChoice, LayoutDocument, LayoutVersion, TableName};
 use stoa_metastore::WorkerState;
@@ -451,5 +452,81 @@ async fn a_second_reader_finds_what_the_first_loaded() {
     assert_eq!(other.reader().origin().counters().requests(), 0);
     let table: Arc<_> = session.table_provider("tpch.customer").await.unwrap();
     assert_eq!(table.schema().fields().len(), 8);
+    cache.embedded.shutdown().await;
+}
+
+fn write_parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+/// Where stock DataFusion answers wrongly too, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn bounds_that_do_not_hold_are_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name);
+    // The bounds of the narrower file are no bounds of the wider type.
+    let narrow: ArrayRef = Arc::new(Int32Array::from_iter_values(1..=1000));
+    write_parquet(&place("widened/0.parquet"), vec![("id", narrow)]);
+    let wide: ArrayRef = Arc::new(Int64Array::from_iter_values(1..=100));
+    write_parquet(&place("widened/1.parquet"), vec![("id", wide)]);
+    // A partition whose value is null.
+    for (day, rows) in [("1", 3), ("__HIVE_DEFAULT_PARTITION__", 5)] {
+        let v: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows));
+        write_parquet(
+            &place(&format!("null_day/day={day}/0.parquet")),
+            vec![("v", v)],
+        );
+    }
+    // The minimum comes last, and says nothing of the other column.
+    let last = 59_999;
+    let a = (0..=last).map(|r| if r == last { 0 } else { 1 + r % 1000 });
+    let a: ArrayRef = Arc::new(Int64Array::from_iter_values(a));
+    let b: ArrayRef = Arc::new(Int64Array::from_iter_values(0..=last));
+    write_parquet(&place("late/0.parquet"), vec![("a", a), ("b", b)]);
+
+    let cache = Cache::start().await;
+    let session = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2));
+    cache.embedded.stoa().register(&session).await.unwrap();
+    for table in ["widened", "null_day", "late"] {
+        let location = place(table).display().to_string();
+        let create = format!("create external table {table} stored as stoa location '{location}/'");
+        rows(&session, &create).await;
+    }
+    for _ in 0..2 {
+        // From the origin while the cache fills, and then from the cache.
+        for (sql, expected) in [
+            ("select min(id), max(id) from widened", "| 1 | 1000 |"),
+            ("select count(day), count(*) from null_day", "| 3 | 8 |"),
+            (
+                "select count(distinct day) from null_day where day is null",
+                "| 0 |",
+            ),
+            (
+                "select min(a), max(b + 1) from late where b >= 0",
+                "| 0 | 60000 |",
+            ),
+        ] {
+            let found = answer(&session, sql).await;
+            let last = found.lines().nth(3).unwrap();
+            let cells: Vec<&str> = last.split_whitespace().collect();
+            assert_eq!(cells.join(" "), expected, "{sql}");
+        }
+        for table in ["widened", "null_day", "late"] {
+            let name = TableName::new("public", table).unwrap();
+            let location = format!("{}/", place(table).display());
+            let document = LayoutDocument::new(name, LayoutVersion::FIRST, location);
+            let loaded = cache
+                .embedded
+                .wait_loaded(&document, Duration::from_secs(60));
+            loaded.await.unwrap();
+        }
+    }
+    let sql = "select sum(a), sum(b) from late";
+    assert_eq!(metric(&session, sql, "stoa_origin_chunks").await, 0);
     cache.embedded.shutdown().await;
 }
