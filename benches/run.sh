@@ -9,8 +9,8 @@
 #         below target/bench-data unless --path says otherwise.
 #         --huge puts the caches on a tmpfs with huge pages, in a mount namespace that ends with the
 #         run. Needs root.
-#         --into FILE[,FILE], relative to the repository, fills the tables between the markers of these files afterwards, --plot
-#         FILE writes the SVG of time against memory; both need -o.
+#         --into FILE[,FILE], relative to the repository, fills the tables between the markers of
+#         these files afterwards, --plot FILE writes the SVG of time against memory; both need -o.
 # Falls back: to a binary that was built before in $STOA_BENCH.
 set -euo pipefail
 

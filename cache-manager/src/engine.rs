@@ -407,23 +407,26 @@ impl Engine {
     fn scrub(&mut self) {
         self.scrubbing = true;
         let shared = Arc::clone(&self.shared);
-        self.events
-            .jobs
-            .spawn(Done::Scrubbed { damaged: 0 }, async move {
-                let mut damaged = 0;
-                for segment in shared.with_store(|store| store.segments()).await {
-                    let report = shared
-                        .with_store(move |store| store.verify_segments(&[segment]))
-                        .await;
-                    damaged += report.bad_chunks.len()
-                        + report.bad_catalogs.len()
-                        + usize::from(report.index_problem.is_some());
-                    tell(&report);
-                    // A slow walk, so that loads and queries keep the memory's bandwidth.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Done::Scrubbed { damaged }
-            });
+        let failed = Done::Scrubbed { damaged: 0 };
+        self.events.jobs.spawn(failed, async move {
+            let mut found = VerifyReport::default();
+            for segment in shared.with_store(|store| store.segments()).await {
+                let report = shared
+                    .with_store(move |store| store.verify_segments(&[segment]))
+                    .await;
+                found.bad_chunks.extend(report.bad_chunks);
+                found.bad_catalogs.extend(report.bad_catalogs);
+                // Each look at a segment looks at the index too.
+                found.index_problem = found.index_problem.or(report.index_problem);
+                // A slow walk, so that loads and queries keep the memory's bandwidth.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            tell(&found);
+            let damaged = found.bad_chunks.len()
+                + found.bad_catalogs.len()
+                + usize::from(found.index_problem.is_some());
+            Done::Scrubbed { damaged }
+        });
     }
 
     async fn pin(&mut self, pinned: bool) {

@@ -379,8 +379,7 @@ impl Store {
                 self.lock_memory();
             }
         }
-        self.let_go();
-        self.writer.reclaim()
+        self.reclaim()
     }
 
     /// Lets go of segments that nothing held lies in any more; what is being sent keeps its own.
@@ -395,8 +394,7 @@ impl Store {
         if self.open.is_none() && !self.dirty {
             self.writer.discard_unpublished();
         }
-        self.let_go();
-        self.writer.reclaim()
+        self.reclaim()
     }
 
     /// Copies the live chunks out of segments with too many dead bytes, as far as there is room,

@@ -329,7 +329,8 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
         [one] => Arc::clone(one),
         many => arrow::compute::concat(&many.iter().map(|a| a.as_ref()).collect::<Vec<_>>())?,
     };
-    // Before they are copied: values that lie in memory once may be named by every row.
+    // Before they are copied: values that lie in memory once may be named by every row. What passes
+    // is copied into one buffer.
     let long_bytes = match gathered.data_type() {
         DataType::Utf8View => gathered.as_string_view().total_buffer_bytes_used(),
         DataType::BinaryView => gathered.as_binary_view().total_buffer_bytes_used(),
@@ -350,10 +351,6 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
             own.freeze()
         }
     };
-    let is_view = matches!(data.data_type(), DataType::Utf8View | DataType::BinaryView);
-    if is_view && data.buffers().len() > 2 {
-        return Err(Error::BlockTooLarge { rows });
-    }
     Ok(data)
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, ArrowNativeTypeOp, ArrowPrimitiveType, AsArray, BooleanArray, Datum, Scalar,
+    Array, ArrayRef, ArrowNativeTypeOp, ArrowPrimitiveType, AsArray, BooleanArray, Scalar,
     StringViewArray,
 };
 use arrow::buffer::BooleanBuffer;
@@ -126,7 +126,7 @@ impl Comparison {
 }
 
 fn compare(values: &ArrayRef, op: Operator, value: &Scalar<ArrayRef>) -> Option<BooleanArray> {
-    let value = Scalar::new(one_zero(value.get().0.slice(0, 1)));
+    let value = Scalar::new(one_zero(value.clone().into_inner()));
     let values = one_zero(Arc::clone(values));
     match op {
         Operator::Eq => cmp::eq(&values, &value),

@@ -206,11 +206,9 @@ impl Collector {
             Some(whole) => (whole.slice(0, 1), whole.slice(1, 1)),
             None => (unknown(), unknown()),
         };
-        let cut = |bound: &ArrayRef, up: bool| truncated(bound, up);
-        let (chunk_least, chunk_largest) = (cut(&least, false), cut(&largest, true));
+        let (chunk_least, chunk_largest) = (truncated(&least, false), truncated(&largest, true));
         let is_float = self.data_type.is_floating();
         let exact = !is_float && chunk_least == least && chunk_largest == largest;
-        let (mins, maxs) = (cut(&mins, false), cut(&maxs, true));
         let mut writer = ArrowChunkWriter::bare(self.data_type.clone())?;
         for part in [&chunk_least, &chunk_largest, &mins, &maxs] {
             writer.push(part)?;

@@ -14,9 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::libc;
 use nix::unistd::geteuid;
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 
@@ -26,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::format::FieldPlace;
 use crate::format::hash;
 use crate::index::Entry;
+use crate::segment_writer::reserve;
 
 /// Slots of a new object, which takes 8 MiB.
 pub const COUNTER_SLOTS: u64 = 1 << 18;
@@ -311,13 +309,7 @@ pub(crate) fn file_of(path: &Path) -> PathBuf {
 /// a signal, for loads too.
 fn allocate(path: &Path, bytes: usize) -> std::io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
-    let bytes = libc::off_t::try_from(bytes).map_err(std::io::Error::other)?;
-    loop {
-        match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-            Err(Errno::EINTR) => {}
-            done => return Ok(done?),
-        }
-    }
+    Ok(reserve(&file, 0, bytes as u64)?)
 }
 
 /// Opens the object of this name, which must be `owner`'s and have all of its memory.

@@ -387,22 +387,23 @@ pub(crate) fn allocate(dir: &CacheDir, path: &Path, file: &File, from: u64, to: 
             limit: space.limit,
         });
     }
+    match reserve(file, from, needed) {
+        Ok(()) => Ok(()),
+        // A file system for tests may not know how to.
+        Err(Errno::EOPNOTSUPP) => file
+            .set_len(to)
+            .map_err(|error| Error::io("extend", path, error)),
+        Err(error) => Err(storage_error(dir, "allocate", path, needed, error.into())),
+    }
+}
+
+/// Has the kernel set memory aside for `bytes` bytes of a file from `from` on.
+pub(crate) fn reserve(file: &File, from: u64, bytes: u64) -> nix::Result<()> {
+    let (from, bytes) = (from as libc::off_t, bytes as libc::off_t);
     loop {
-        match fallocate(
-            file,
-            FallocateFlags::empty(),
-            from as libc::off_t,
-            needed as libc::off_t,
-        ) {
-            Ok(()) => return Ok(()),
+        match fallocate(file, FallocateFlags::empty(), from, bytes) {
             Err(Errno::EINTR) => {}
-            // A file system for tests may not know how to.
-            Err(Errno::EOPNOTSUPP) => {
-                return file
-                    .set_len(to)
-                    .map_err(|error| Error::io("extend", path, error));
-            }
-            Err(error) => return Err(storage_error(dir, "allocate", path, needed, error.into())),
+            done => return done,
         }
     }
 }

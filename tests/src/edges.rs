@@ -529,7 +529,11 @@ fn batch(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
     })
 }
 
-fn store(path: &Path, batches: &[RecordBatch]) -> Result<()> {
+/// Writes batches of one schema as Parquet, in row groups that are larger than a block of the cache.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn store(path: &Path, batches: &[RecordBatch]) -> Result<()> {
     let failed = |error: parquet::errors::ParquetError| Error::Answer {
         what: format!("writing {}", path.display()),
         answer: error.to_string(),

@@ -9,11 +9,11 @@ use arrow::array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch};
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::execution::context::{SessionConfig, SessionContext};
 use datafusion::prelude::ParquetReadOptions;
-use parquet::arrow::ArrowWriter;
 use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{FormChoice, LayoutDocument, LayoutVersion, TableName};
 use stoa_metastore::WorkerState;
 use stoa_reader::CachedChunk;
+use stoa_tests::edges::store;
 use stoa_tests::scratch::CacheDirectory;
 use stoa_tests::tpch;
 
@@ -456,12 +456,7 @@ async fn a_second_reader_finds_what_the_first_loaded() {
 }
 
 fn write_parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let file = std::fs::File::create(path).unwrap();
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    store(path, &[RecordBatch::try_from_iter(columns).unwrap()]).unwrap();
 }
 
 /// Where stock DataFusion answers wrongly too, or not at all.
