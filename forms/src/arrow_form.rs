@@ -33,7 +33,8 @@
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{
-    Array, ArrayData, ArrayRef, AsArray, BooleanBufferBuilder, MutableArrayData, layout, make_array,
+    Array, ArrayData, ArrayRef, AsArray, BooleanBufferBuilder, MutableArrayData, UInt32Array,
+    layout, make_array,
 };
 use arrow::buffer::{BooleanBuffer, Buffer, MutableBuffer, NullBuffer};
 use arrow::datatypes::DataType;
@@ -329,6 +330,14 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
         [one] => Arc::clone(one),
         many => arrow::compute::concat(&many.iter().map(|a| a.as_ref()).collect::<Vec<_>>())?,
     };
+    let is_view = matches!(
+        gathered.data_type(),
+        DataType::Utf8View | DataType::BinaryView
+    );
+    let gathered = match gathered.nulls().filter(|n| is_view && n.null_count() > 0) {
+        Some(nulls) => without_values_under_nulls(&gathered, nulls)?,
+        None => gathered,
+    };
     // Before they are copied: values that lie in memory once may be named by every row. What passes
     // is copied into one buffer.
     let long_bytes = match gathered.data_type() {
@@ -352,6 +361,19 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
         }
     };
     Ok(data)
+}
+
+/// The same array of views, whose nulls are empty views: the Parquet reader leaves views of other rows
+/// there, and the text of every view is copied.
+fn without_values_under_nulls(array: &ArrayRef, nulls: &NullBuffer) -> Result<ArrayRef> {
+    // `take` gives an empty view for a null whose row does not exist.
+    let rows: Vec<u32> = nulls
+        .iter()
+        .zip(0..)
+        .map(|(valid, row)| if valid { row } else { u32::MAX })
+        .collect();
+    let rows = UInt32Array::new(rows.into(), Some(nulls.clone()));
+    Ok(arrow::compute::take(array, &rows, None)?)
 }
 
 /// Appends nodes and buffers of `data`, depth first, to `block`.

@@ -161,6 +161,22 @@ fn blocks_are_batches_with_memory_of_their_own() {
 }
 
 #[test]
+fn text_under_nulls_is_not_kept() {
+    let text = |row: usize| format!("a string longer than twelve bytes {row:05}");
+    let full = StringViewArray::from_iter_values((0..20_000).map(text));
+    let (views, buffers, _) = full.into_parts();
+    let nulls = NullBuffer::from((0..20_000).map(|row| row % 4 == 1).collect::<Vec<_>>());
+    let covered: ArrayRef = Arc::new(StringViewArray::new(views, buffers, Some(nulls)));
+    let clean: ArrayRef = Arc::new(StringViewArray::from_iter(
+        (0..20_000).map(|row| (row % 4 == 1).then(|| text(row))),
+    ));
+    assert_eq!(&covered, &clean);
+    assert_round_trip(&covered);
+    let encoded = |array: &ArrayRef| encode_arrow(std::slice::from_ref(array), &DataType::Utf8View);
+    assert_eq!(encoded(&covered).unwrap(), encoded(&clean).unwrap());
+}
+
+#[test]
 fn arrays_point_into_the_chunk() {
     let ints: ArrayRef = Arc::new(Int32Array::from_iter_values(0..10_000));
     let bytes = aligned(&encode_arrow(std::slice::from_ref(&ints), &DataType::Int32).unwrap());
