@@ -1,5 +1,6 @@
 //! What a table's files say about themselves.
 
+use std::collections::HashMap;
 use std::hash::Hasher;
 use std::ops::Range;
 use std::sync::Arc;
@@ -108,6 +109,15 @@ impl TableCatalog {
             table: self.table.clone(),
             version: self.version,
         }
+    }
+
+    /// Where each name stands in the schema, the first of equal ones: for looking up the columns of
+    /// all files, of which there may be very many.
+    pub(crate) fn places_by_name(&self) -> HashMap<&str, usize> {
+        let fields = self.schema.fields().iter().enumerate().rev();
+        fields
+            .map(|(place, field)| (field.name().as_str(), place))
+            .collect()
     }
 
     /// The root columns of a file, empty for a file that the catalog does not have.

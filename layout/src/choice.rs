@@ -248,9 +248,10 @@ pub fn candidates(catalog: &TableCatalog, heat: impl Fn(&str) -> f64) -> Vec<Can
             asked: catalog.layout.form_of(field.name()).form(true),
         })
         .collect();
+    let places = catalog.places_by_name();
     for file in &catalog.files {
         for root in file.roots.iter() {
-            let Ok(index) = catalog.schema.index_of(root.name()) else {
+            let Some(&index) = places.get(root.name()) else {
                 continue;
             };
             let candidate = &mut all[index];

@@ -116,9 +116,10 @@ pub fn sizes(catalog: &TableCatalog) -> Vec<ColumnSize> {
             packed_bytes: 0,
         })
         .collect();
+    let places = catalog.places_by_name();
     for file in &catalog.files {
         for root in file.roots.iter() {
-            let Ok(index) = catalog.schema.index_of(root.name()) else {
+            let Some(&index) = places.get(root.name()) else {
                 continue;
             };
             for group in file.metadata.row_groups() {

@@ -1,6 +1,7 @@
 //! What a layout version wants cached: document and catalog put together.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::catalog::{CatalogFile, RootColumn, TableCatalog};
 use crate::choice::{Choice, Why, forms_of};
@@ -95,8 +96,15 @@ fn wanted_columns(catalog: &TableCatalog, forms: &Forms) -> Result<Vec<WantedChu
     }
     let mut wanted = Vec::new();
     for column in columns {
+        // Files of one schema share their roots: a name is looked for once for all of them.
+        let mut found: Option<(&Arc<[RootColumn]>, Option<&RootColumn>)> = None;
         for (number, file) in catalog.files.iter().enumerate() {
-            let Some(root) = file.root_named(column).filter(|_| is_full(catalog, file)) else {
+            let root = match found {
+                Some((roots, root)) if Arc::ptr_eq(roots, &file.roots) => root,
+                _ => file.root_named(column),
+            };
+            found = Some((&file.roots, root));
+            let Some(root) = root.filter(|_| is_full(catalog, file)) else {
                 continue;
             };
             for group in 0..file.metadata.num_row_groups() {
