@@ -376,7 +376,8 @@ impl PlannedTable {
         self.all(view, columns, |column| column != Covered::Partly)
     }
 
-    /// Whether the index has every chunk of these columns in a form that is read without Parquet.
+    /// Whether the index or a neighbour has every chunk of these columns, in a form that is read
+    /// without Parquet.
     fn decoded(&self, view: &View, columns: &[usize]) -> bool {
         self.all(view, columns, |column| column == Covered::Decoded)
     }
@@ -409,8 +410,17 @@ enum Covered {
     Partly,
     /// Here or at a neighbour.
     Somewhere,
-    /// Here, in a form that is read without Parquet.
+    /// Here or at a neighbour, in a form that is read without Parquet.
     Decoded,
+}
+
+impl Covered {
+    fn by(form: u8) -> Self {
+        match form {
+            FORM_ARROW | FORM_PACKED => Self::Decoded,
+            _ => Self::Somewhere,
+        }
+    }
 }
 
 fn column_covered(view: &View, file: &TableFile, name: &str) -> Covered {
@@ -425,10 +435,12 @@ fn column_covered(view: &View, file: &TableFile, name: &str) -> Covered {
     let of_group = groups.map(|(group, _)| {
         let group = group as u32;
         match id.and_then(|id| view.form(id, group, column)) {
-            Some(FORM_ARROW | FORM_PACKED) => Covered::Decoded,
-            Some(_) => Covered::Somewhere,
-            None if view.is_held(file, group, column) => Covered::Somewhere,
-            None => Covered::Partly,
+            Some(form) => Covered::by(form),
+            // Any of them may be asked.
+            None => {
+                let forms = view.forms_around(file, group, column).into_iter();
+                forms.map(Covered::by).min().unwrap_or(Covered::Partly)
+            }
         }
     });
     of_group.min().unwrap_or(Covered::Decoded)

@@ -262,11 +262,12 @@ impl View {
         )
     }
 
-    /// Whether a neighbour is known to hold that chunk in a form that this build reads.
-    pub fn is_held(&self, file: &TableFile, row_group: u32, column: u32) -> bool {
-        self.around().is_some_and(|(neighbours, holdings)| {
-            neighbours.knows(holdings, file.key(), row_group, column)
-        })
+    /// Tags of the forms, of those that this build reads, in which neighbours are known to hold that
+    /// chunk; empty where none is.
+    pub fn forms_around(&self, file: &TableFile, row_group: u32, column: u32) -> Vec<u8> {
+        self.around()
+            .map(|(neighbours, holdings)| neighbours.forms(holdings, file.key(), row_group, column))
+            .unwrap_or_default()
     }
 
     /// The tag of the form in which the index has that chunk; `None` where it does not have it. A

@@ -199,18 +199,16 @@ impl Neighbours {
         }
     }
 
-    /// Whether a neighbour is said to hold a chunk in a form that this build reads.
-    pub(crate) fn knows(
+    /// The forms, of those that this build reads, in which neighbours are said to hold a chunk.
+    pub(crate) fn forms(
         &self,
         holdings: &Arc<dyn Holdings>,
         file: &[u8],
         row_group: u32,
         column: u32,
-    ) -> bool {
-        !self
-            .inner
-            .holders(holdings, file, row_group, column)
-            .is_empty()
+    ) -> Vec<u8> {
+        let holders = self.inner.holders(holdings, file, row_group, column);
+        holders.into_iter().map(|holder| holder.form).collect()
     }
 
     /// Whether a neighbour is to be asked for the chunk, as things stand; how many bytes it has.

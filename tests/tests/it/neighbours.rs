@@ -467,6 +467,30 @@ async fn chunks_in_the_parquet_form_come_from_neighbours() {
     here.shutdown().await;
 }
 
+/// What chunks answer is left to the scan as it is where they lie here: no filter above it reads
+/// comments again. Chunks in the parquet form answer nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_are_the_scans_where_neighbours_hold_the_chunks() {
+    let sql = "select count(*), min(o_custkey) from orders \
+               where o_comment not like '%special%requests%'";
+    let expected = rows(&stock(&["orders"]).await, sql).await;
+    for (form, is_scans) in [
+        (FormChoice::Packed, true),
+        (FormChoice::Arrow, true),
+        (FormChoice::Parquet, false),
+    ] {
+        let here = Neighbourhood::start(&["orders"], form).await;
+        let node = here.node(0).await;
+        let plan = node.rows(&format!("explain {sql}")).await;
+        let plan = pretty_format_batches(&plan).unwrap().to_string();
+        assert_eq!(!plan.contains("FilterExec"), is_scans, "{form:?}: {plan}");
+        equal(sql, &node.rows(sql).await, &expected);
+        assert!(node.reader.statistics().counts().remote_tcp > 0);
+        assert_eq!(node.origin_requests(), 0);
+        here.shutdown().await;
+    }
+}
+
 /// A neighbour that flips a byte in every chunk: every flip is found out, no answer is wrong, and
 /// the origin stands in.
 #[tokio::test(flavor = "multi_thread")]
