@@ -33,11 +33,11 @@
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{
-    Array, ArrayData, ArrayRef, AsArray, BooleanBufferBuilder, MutableArrayData, UInt32Array,
-    layout, make_array,
+    Array, ArrayData, ArrayRef, AsArray, BooleanBufferBuilder, GenericByteViewArray,
+    MutableArrayData, UInt32Array, layout, make_array,
 };
 use arrow::buffer::{BooleanBuffer, Buffer, MutableBuffer, NullBuffer};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{ByteViewType, DataType};
 use bytes::Bytes;
 
 use crate::bytes::{ALIGN, check_aligned, read_u32, read_u64, shared};
@@ -330,27 +330,9 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
         [one] => Arc::clone(one),
         many => arrow::compute::concat(&many.iter().map(|a| a.as_ref()).collect::<Vec<_>>())?,
     };
-    let is_view = matches!(
-        gathered.data_type(),
-        DataType::Utf8View | DataType::BinaryView
-    );
-    let gathered = match gathered.nulls().filter(|n| is_view && n.null_count() > 0) {
-        Some(nulls) => without_values_under_nulls(&gathered, nulls)?,
-        None => gathered,
-    };
-    // Before they are copied: values that lie in memory once may be named by every row. What passes
-    // is copied into one buffer.
-    let long_bytes = match gathered.data_type() {
-        DataType::Utf8View => gathered.as_string_view().total_buffer_bytes_used(),
-        DataType::BinaryView => gathered.as_binary_view().total_buffer_bytes_used(),
-        _ => 0,
-    };
-    if long_bytes > i32::MAX as usize {
-        return Err(Error::BlockTooLarge { rows });
-    }
     let data = match gathered.data_type() {
-        DataType::Utf8View => gathered.as_string_view().gc().into_data(),
-        DataType::BinaryView => gathered.as_binary_view().gc().into_data(),
+        DataType::Utf8View => compact_views(gathered.as_string_view())?,
+        DataType::BinaryView => compact_views(gathered.as_binary_view())?,
         // Such an array's buffer begins with its first value.
         data_type if data_type.is_primitive() => gathered.to_data(),
         _ => {
@@ -363,17 +345,26 @@ fn compact(parts: &[ArrayRef], rows: usize) -> Result<ArrayData> {
     Ok(data)
 }
 
-/// The same array of views, whose nulls are empty views: the Parquet reader leaves views of other rows
-/// there, and the text of every view is copied.
-fn without_values_under_nulls(array: &ArrayRef, nulls: &NullBuffer) -> Result<ArrayRef> {
-    // `take` gives an empty view for a null whose row does not exist.
-    let rows: Vec<u32> = nulls
-        .iter()
-        .zip(0..)
-        .map(|(valid, row)| if valid { row } else { u32::MAX })
-        .collect();
-    let rows = UInt32Array::new(rows.into(), Some(nulls.clone()));
-    Ok(arrow::compute::take(array, &rows, None)?)
+/// As [`compact`], of views: the values that they name are copied into one buffer.
+fn compact_views<T: ByteViewType>(array: &GenericByteViewArray<T>) -> Result<ArrayData> {
+    let rows = array.len();
+    // The Parquet reader leaves views of other rows under nulls, and the value of every view is
+    // copied. `take` gives an empty view for a null whose row does not exist.
+    let emptied = match array.nulls().filter(|nulls| nulls.null_count() > 0) {
+        Some(nulls) => {
+            let places = nulls.iter().zip(0..);
+            let places = places.map(|(valid, row)| if valid { row } else { u32::MAX });
+            let places = UInt32Array::new(places.collect(), Some(nulls.clone()));
+            Some(arrow::compute::take(array, &places, None)?)
+        }
+        None => None,
+    };
+    let array = emptied.as_ref().map_or(array, |it| it.as_byte_view());
+    // Before they are copied: values that lie in memory once may be named by every row.
+    if array.total_buffer_bytes_used() > i32::MAX as usize {
+        return Err(Error::BlockTooLarge { rows });
+    }
+    Ok(array.gc().into_data())
 }
 
 /// Appends nodes and buffers of `data`, depth first, to `block`.
