@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # From a fresh clone to a table of cached queries: build, then `stoa demo`.
 #
-# Needs: Rust 1.94 or newer, a C compiler, protoc. What is missing of the last two is installed
-# with apt-get where that is possible without asking; otherwise the script says what to install.
+# Needs: Rust 1.94 or newer, a C compiler, protoc with Google's .proto files. What is missing of the
+# last two is installed with apt-get where that is possible without asking; otherwise the script says
+# what to install, before it builds anything.
 # No root, no etcd and no mount are needed to run.
 # Inputs: arguments go to `stoa demo` (--scale 0.1, --json, --data DIR, …).
 #         CARGO_TARGET_DIR moves the build (it takes about 3 GB).

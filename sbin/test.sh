@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that has to pass: formatting, lints, all tests, doctests, documentation.
 #
-# Installs what the tests need and lack, where that is possible without asking: protobuf-compiler
-# to build, etcd-server and etcd-client for the tests of clusters.
+# Installs what the tests need and lack, where that is possible without asking: protobuf-compiler,
+# libprotobuf-dev and build-essential to build, etcd-server and etcd-client for the tests of clusters.
 # Inputs: --quick leaves out documentation, doctests and the slow tests (those named `slow_…`).
 #         --rdma runs the tests of transfers and of the product over RDMA instead of everything
 #         else: in virtual machines, with builds of their own (tests/rdma/run.sh).
@@ -53,14 +53,7 @@ if [ "${CI:-}" = true ]; then
 fi
 
 need_build_tools
-missing=()
-command -v etcd >/dev/null 2>&1 || missing+=(etcd-server)
-command -v etcdctl >/dev/null 2>&1 || missing+=(etcd-client)
-if [ "${#missing[@]}" -gt 0 ]; then
-    # Debian starts an etcd of its own when the package is installed; the tests do not need it.
-    install_packages "${missing[@]}" ||
-        die "the tests need etcd; install it (Debian, Ubuntu: apt-get install ${missing[*]})"
-fi
+need_test_tools
 for component in rustfmt clippy; do
     if ! cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
         rustup component add "$component" </dev/null >&2 ||
