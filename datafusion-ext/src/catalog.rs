@@ -58,12 +58,7 @@ impl Tables {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        names.extend(
-            self.reader
-                .view()
-                .tables()
-                .map(|table| table.catalog().table.clone()),
-        );
+        names.extend(self.reader.view().table_names().cloned());
         names
     }
 

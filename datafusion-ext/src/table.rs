@@ -70,8 +70,8 @@ impl StoaTable {
         name: &TableName,
         plans: Arc<TablePlans>,
     ) -> Result<Option<Self>> {
-        match reader.view().table(name) {
-            Some(table) => Self::of(reader, table, plans).map(Some),
+        match reader.view_of(name).1 {
+            Some(table) => Self::of(reader, &table, plans).map(Some),
             None => Ok(None),
         }
     }

@@ -36,7 +36,7 @@ const THREADS_MAX: usize = 16;
 /// Offset and length of a blob.
 type Blob = (u64, u64);
 
-/// What is read before anything else.
+/// What of the JSON every format has.
 #[derive(Serialize, Deserialize)]
 struct Probe {
     format: u32,
@@ -133,15 +133,7 @@ impl TableCatalog {
             )));
         }
         let json = &rest[..length];
-        let not_json = |error: serde_json::Error| corrupt(format!("header: {error}"));
-        let probe: Probe = serde_json::from_slice(json).map_err(not_json)?;
-        if probe.format != FORMAT {
-            return Err(Error::CatalogFormat {
-                found: probe.format,
-                expected: FORMAT,
-            });
-        }
-        let header: Header = serde_json::from_slice(json).map_err(not_json)?;
+        let header = read_header(json)?;
         let blobs = bytes.slice(LENGTH_BYTES + length..);
         let blob = |(offset, length): Blob| -> Result<Bytes> {
             let end = offset
@@ -200,6 +192,26 @@ impl TableCatalog {
             looked_at_unix_ms: header.looked_at_unix_ms,
             layout: header.layout,
         })
+    }
+}
+
+/// Reads the JSON once where it is of this format: of a table of many files it is long.
+fn read_header(json: &[u8]) -> Result<Header> {
+    let not_json = |error: serde_json::Error| corrupt(format!("header: {error}"));
+    let header = serde_json::from_slice::<Header>(json);
+    let found = match &header {
+        Ok(header) => header.format,
+        Err(_) => {
+            let probe: Probe = serde_json::from_slice(json).map_err(not_json)?;
+            probe.format
+        }
+    };
+    match found {
+        FORMAT => header.map_err(not_json),
+        found => Err(Error::CatalogFormat {
+            found,
+            expected: FORMAT,
+        }),
     }
 }
 

@@ -2,7 +2,7 @@
 //! the origin.
 //!
 //! A [`Reader`] belongs to a process: it follows the generations that a worker publishes in one
-//! cache directory, decodes the catalog of each table once, and hands out [`View`]s. A view is what
+//! cache directory, decodes the catalog of a table when it is first asked for, and hands out [`View`]s. A view is what
 //! one scan works with: one generation of the index and the tables that it names.
 //!
 //! A query process needs nothing else: neither the metastore nor, for a hot query, the origin.
@@ -15,6 +15,7 @@
 mod chunk;
 pub mod neighbours;
 mod table;
+mod tables;
 mod view;
 
 pub use chunk::{CachedChunk, ChunkSource, Miss, MissCounts, ReadStatistics, RemoteChunk};

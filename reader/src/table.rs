@@ -15,7 +15,8 @@ use stoa_origin::ObjectIdentity;
 pub struct Table {
     catalog: Arc<TableCatalog>,
     files: Vec<Arc<TableFile>>,
-    by_path: HashMap<(String, String), usize>,
+    /// Made when somebody first asks for a file by its path.
+    by_path: OnceLock<HashMap<(String, String), usize>>,
 }
 
 impl Table {
@@ -24,15 +25,10 @@ impl Table {
         let files: Vec<_> = (0..catalog.files.len())
             .map(|index| Arc::new(TableFile::new(Arc::clone(&catalog), index)))
             .collect();
-        let by_path = files
-            .iter()
-            .enumerate()
-            .map(|(i, f)| ((f.identity().store.clone(), f.identity().path.clone()), i))
-            .collect();
         Self {
             catalog,
             files,
-            by_path,
+            by_path: OnceLock::new(),
         }
     }
 
@@ -48,8 +44,15 @@ impl Table {
 
     /// The file at a path of a store, whatever its content.
     pub fn file_at(&self, store: &str, path: &str) -> Option<&Arc<TableFile>> {
+        let by_path = self.by_path.get_or_init(|| {
+            let named = self.files.iter().enumerate().map(|(at, file)| {
+                let identity = file.identity();
+                ((identity.store.clone(), identity.path.clone()), at)
+            });
+            named.collect()
+        });
         // A lookup by borrowed pair would need a wrapper type; this runs once a file and scan.
-        self.by_path
+        by_path
             .get(&(store.to_owned(), path.to_owned()))
             .map(|i| &self.files[*i])
     }
@@ -60,17 +63,16 @@ impl Table {
 pub struct TableFile {
     catalog: Arc<TableCatalog>,
     index: usize,
-    key: Vec<u8>,
+    key: OnceLock<Vec<u8>>,
     decoded_schema: OnceLock<SchemaRef>,
 }
 
 impl TableFile {
     fn new(catalog: Arc<TableCatalog>, index: usize) -> Self {
-        let key = catalog.files[index].identity.to_key();
         Self {
             catalog,
             index,
-            key,
+            key: OnceLock::new(),
             decoded_schema: OnceLock::new(),
         }
     }
@@ -82,7 +84,7 @@ impl TableFile {
 
     /// The key of the file in the index: [`ObjectIdentity::to_key`].
     pub fn key(&self) -> &[u8] {
-        &self.key
+        self.key.get_or_init(|| self.identity().to_key())
     }
 
     /// Footer and page indexes.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use arrow::datatypes::DataType;
 use bytes::Bytes;
 use stoa_layout::{TableCatalog, TableName};
-use stoa_origin::Origin;
+use stoa_origin::{ObjectIdentity, Origin};
 use stoa_shm::counters::{AccessCounters, Counts};
 use stoa_shm::{CacheReader, Entry, FileId, ReaderOptions, Snapshot};
 
 use crate::neighbours::{ChunkName, Fetch, Holdings, Neighbours, RemoteMiss, Wanted};
+use crate::tables::Tables;
 use crate::{CachedChunk, Miss, ReadStatistics, RemoteChunk, Table, TableFile};
 
 /// A process's access to one cache directory and to the origin. Cheap to clone.
@@ -43,15 +44,15 @@ async fn follow(shared: Weak<Shared>) {
     }
 }
 
-type Tables = Arc<HashMap<TableName, Arc<Table>>>;
-
-/// Catalogs decoded so far, by name; kept while their bytes stay the same.
+/// The tables of the generation seen last. What was decoded is kept while its bytes stay the same.
 #[derive(Debug, Default)]
 struct Decoded {
     generation: Option<u64>,
     counters: Option<Arc<AccessCounters>>,
-    tables: Tables,
-    by_checksum: HashMap<String, (u64, Arc<Table>)>,
+    /// As published.
+    published: Arc<Tables>,
+    /// As this process sees them.
+    tables: Arc<Tables>,
     fresh: HashMap<TableName, Arc<Table>>,
 }
 
@@ -123,6 +124,23 @@ impl Reader {
         }
     }
 
+    /// The newest generation and, in it, the table of that name. A generation that was replaced
+    /// before the table's catalog was read is passed over.
+    pub fn view_of(&self, name: &TableName) -> (View, Option<Arc<Table>>) {
+        let mut view = self.view();
+        loop {
+            let table = view.table(name).cloned();
+            if table.is_some() || !view.tables.names().any(|named| named == name) {
+                return (view, table);
+            }
+            let next = self.view();
+            if Arc::ptr_eq(&next.snapshot, &view.snapshot) {
+                return (next, None);
+            }
+            view = next;
+        }
+    }
+
     /// Takes `catalog` for the table's newest state until the worker publishes a newer look.
     ///
     /// For a scan that found the objects changed before the worker did.
@@ -145,7 +163,7 @@ impl Reader {
     }
 
     /// The tables of a generation, and the counters if there are any by now.
-    fn tables(&self, snapshot: &Snapshot) -> (Tables, Option<Arc<AccessCounters>>) {
+    fn tables(&self, snapshot: &Snapshot) -> (Arc<Tables>, Option<Arc<AccessCounters>>) {
         let mut decoded = self.decoded();
         if decoded.generation == Some(snapshot.generation()) {
             return (Arc::clone(&decoded.tables), decoded.counters.clone());
@@ -156,56 +174,26 @@ impl Reader {
                 .ok()
                 .map(Arc::new);
         }
-        let mut kept = HashMap::new();
-        let mut tables = HashMap::new();
-        for name in snapshot.catalogs() {
-            let Some((checksum, table)) = decode(snapshot, name, &decoded.by_checksum) else {
-                continue;
-            };
-            tables.insert(table.catalog().table.clone(), Arc::clone(&table));
-            kept.insert(name.to_owned(), (checksum, table));
-        }
+        let published = Arc::new(Tables::of(snapshot, &decoded.published));
         decoded.fresh.retain(|name, fresh| {
-            let published = tables.get(name).map(|t| t.catalog().looked_at_unix_ms);
-            published.is_none_or(|at| at < fresh.catalog().looked_at_unix_ms)
+            let published = published.get(snapshot, name);
+            let looked_at = published.map(|table| table.catalog().looked_at_unix_ms);
+            looked_at.is_none_or(|at| at < fresh.catalog().looked_at_unix_ms)
         });
-        for (name, fresh) in &decoded.fresh {
-            tables.insert(name.clone(), Arc::clone(fresh));
-        }
-        decoded.by_checksum = kept;
-        decoded.tables = Arc::new(tables);
+        decoded.tables = match decoded.fresh.is_empty() {
+            true => Arc::clone(&published),
+            false => {
+                let mut tables = Tables::of(snapshot, &published);
+                decoded
+                    .fresh
+                    .values()
+                    .for_each(|fresh| tables.put_fresh(fresh));
+                Arc::new(tables)
+            }
+        };
+        decoded.published = published;
         decoded.generation = Some(snapshot.generation());
         (Arc::clone(&decoded.tables), decoded.counters.clone())
-    }
-}
-
-/// One catalog, from its bytes or as it was decoded before. A broken one is said and left out.
-fn decode(
-    snapshot: &Snapshot,
-    name: &str,
-    before: &HashMap<String, (u64, Arc<Table>)>,
-) -> Option<(u64, Arc<Table>)> {
-    let checksum = snapshot.catalog_location(name)?.checksum;
-    if let Some((_, table)) = before.get(name).filter(|(known, _)| *known == checksum) {
-        return Some((checksum, Arc::clone(table)));
-    }
-    let chunk = match snapshot.catalog(name) {
-        Ok(chunk) => chunk?,
-        Err(miss) => {
-            tracing::warn!(
-                catalog = name,
-                ?miss,
-                "catalog unreadable, reading from the origin"
-            );
-            return None;
-        }
-    };
-    match TableCatalog::decode(&Bytes::from_owner(chunk)) {
-        Ok(catalog) => Some((checksum, Arc::new(Table::new(Arc::new(catalog))))),
-        Err(error) => {
-            tracing::warn!(catalog = name, %error, "catalog unreadable, reading from the origin");
-            None
-        }
     }
 }
 
@@ -214,7 +202,7 @@ fn decode(
 pub struct View {
     reader: Reader,
     snapshot: Arc<Snapshot>,
-    tables: Tables,
+    tables: Arc<Tables>,
     counters: Option<Arc<AccessCounters>>,
     holdings: Option<Arc<dyn Holdings>>,
 }
@@ -230,21 +218,36 @@ impl View {
         &self.snapshot
     }
 
-    /// The tables of this generation.
+    /// The names of this generation's tables, in no order. Costs nothing: no catalog is decoded.
+    pub fn table_names(&self) -> impl Iterator<Item = &TableName> {
+        self.tables.names()
+    }
+
+    /// The tables of this generation. Decodes the catalogs of all that nobody has asked for yet.
     pub fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
-        self.tables.values()
+        self.tables.all(&self.snapshot)
     }
 
-    /// The table of that name.
+    /// The table of that name. Its catalog is decoded when a process first asks for it.
     pub fn table(&self, name: &TableName) -> Option<&Arc<Table>> {
-        self.tables.get(name)
+        self.tables.get(&self.snapshot, name)
     }
 
-    /// The file of any table at that path of that store.
-    pub fn file_at(&self, store: &str, path: &str) -> Option<&Arc<TableFile>> {
-        self.tables
-            .values()
-            .find_map(|table| table.file_at(store, path))
+    /// How many catalogs were decoded.
+    #[cfg(test)]
+    pub(crate) fn decoded_tables(&self) -> usize {
+        self.tables.decoded()
+    }
+
+    /// The file of any table that has that content, if some of it may be in memory, here or at a
+    /// neighbour. Of a file that is not, no catalog is decoded.
+    pub fn file_like(&self, identity: &ObjectIdentity) -> Option<&Arc<TableFile>> {
+        if self.holdings.is_none() {
+            self.snapshot.file(&identity.to_key())?;
+        }
+        self.tables()
+            .filter_map(|table| table.file_at(&identity.store, &identity.path))
+            .find(|file| file.identity() == identity)
     }
 
     /// The id in the index of a file's content, to be looked up once a file.

@@ -12,7 +12,7 @@ use datafusion_datasource_parquet::source::ParquetSource;
 use datafusion_physical_expr_adapter::{
     DefaultPhysicalExprAdapterFactory, PhysicalExprAdapterFactory,
 };
-use stoa_origin::ObjectTag;
+use stoa_origin::{ObjectIdentity, ObjectTag};
 use stoa_reader::{TableFile, View};
 
 use super::filters::Experience;
@@ -92,11 +92,17 @@ pub(crate) fn resolve(view: &View, store: &str, file: &PartitionedFile) -> Optio
     if let Some(known) = file.extension::<Arc<TableFile>>() {
         return Some(Arc::clone(known));
     }
-    let found = view.file_at(store, file.object_meta.location.as_ref())?;
-    let identity = found.identity();
-    let same_tag = match &identity.tag {
-        ObjectTag::Etag(etag) => file.object_meta.e_tag.as_ref() == Some(etag),
-        ObjectTag::Version(version) => file.object_meta.version.as_ref() == Some(version),
+    let meta = &file.object_meta;
+    let like = |tag| {
+        let identity = ObjectIdentity {
+            store: store.to_owned(),
+            path: meta.location.to_string(),
+            tag,
+            size: meta.size,
+        };
+        view.file_like(&identity).cloned()
     };
-    (same_tag && identity.size == file.object_meta.size).then(|| Arc::clone(found))
+    let etag = meta.e_tag.clone().map(ObjectTag::Etag);
+    let version = meta.version.clone().map(ObjectTag::Version);
+    etag.and_then(like).or_else(|| version.and_then(like))
 }
