@@ -18,6 +18,8 @@ pub(crate) const INDEX_NAME: &str = "index";
 pub(crate) const INDEX_TEMP_NAME: &str = "index.tmp";
 /// Name of the file that holds the directory's incarnation.
 pub(crate) const IDENTITY_NAME: &str = "identity";
+/// Name of the file that says how the last writer left the directory.
+pub(crate) const HANDOVER_NAME: &str = "handover";
 /// Name of the directory of what other workers hold.
 pub(crate) const DIRECTORY_NAME: &str = "directory";
 /// Name of the next directory while it is written.
@@ -44,6 +46,8 @@ pub struct CacheDirOptions {
 pub struct CacheDir {
     path: PathBuf,
     allow_non_tmpfs: bool,
+    /// Whether it is on tmpfs: then what is in it ends with the machine.
+    pub(crate) in_memory: bool,
 }
 
 impl CacheDir {
@@ -86,6 +90,7 @@ impl CacheDir {
         Ok(CacheDir {
             path,
             allow_non_tmpfs: options.allow_non_tmpfs,
+            in_memory: kind == TMPFS_MAGIC,
         })
     }
 

@@ -14,6 +14,8 @@ pub(crate) const INDEX_MAGIC: [u8; 8] = *b"STOAINDX";
 pub(crate) const SEGMENT_MAGIC: [u8; 8] = *b"STOASEGM";
 /// First bytes of the file that holds a cache directory's incarnation.
 pub(crate) const IDENTITY_MAGIC: [u8; 8] = *b"STOAIDNT";
+/// First bytes of the file that says how the last writer left the directory.
+pub(crate) const HANDOVER_MAGIC: [u8; 8] = *b"STOAHAND";
 /// First bytes of the directory of what other workers hold.
 pub(crate) const DIRECTORY_MAGIC: [u8; 8] = *b"STOADIRY";
 /// Readers refuse another major format.
@@ -298,6 +300,24 @@ le_struct! {
 }
 
 le_struct! {
+    /// The whole of `handover`.
+    HandoverFile, 128 bytes {
+        magic: [u8; 8],
+        format_major: u16,
+        format_minor: u16,
+        endian_mark: u32,
+        boot_id: [u8; 16],
+        carried_out: u64,
+        walk_next: u64,
+        walk_began: u64,
+        walk_ended: u64,
+        ended: u8,
+        reserved: [u8; 55],
+        check: u64,
+    }
+}
+
+le_struct! {
     /// First bytes of `directory`: where everything else in it lies.
     DirectoryHeader, 192 bytes {
         magic: [u8; 8],
@@ -374,6 +394,7 @@ const _: () = {
     while field < 4 {
         assert!(IndexHeader::FIELDS[field].1 == SegmentHeader::FIELDS[field].1);
         assert!(IndexHeader::FIELDS[field].1 == Identity::FIELDS[field].1);
+        assert!(IndexHeader::FIELDS[field].1 == HandoverFile::FIELDS[field].1);
         assert!(IndexHeader::FIELDS[field].1 == DirectoryHeader::FIELDS[field].1);
         field += 1;
     }
@@ -388,7 +409,7 @@ const _: () = {
 
 /// Every structure by its name in `docs/format.md`.
 #[cfg(test)]
-pub(crate) const STRUCTURES: [(&str, usize, &[FieldPlace]); 14] = [
+pub(crate) const STRUCTURES: [(&str, usize, &[FieldPlace]); 15] = [
     ("IndexHeader", IndexHeader::BYTES, &IndexHeader::FIELDS),
     ("FileSlot", FileSlot::BYTES, &FileSlot::FIELDS),
     ("ChunkSlot", ChunkSlot::BYTES, &ChunkSlot::FIELDS),
@@ -401,6 +422,7 @@ pub(crate) const STRUCTURES: [(&str, usize, &[FieldPlace]); 14] = [
     ),
     ("FooterEntry", FooterEntry::BYTES, &FooterEntry::FIELDS),
     ("Identity", Identity::BYTES, &Identity::FIELDS),
+    ("HandoverFile", HandoverFile::BYTES, &HandoverFile::FIELDS),
     (
         "DirectoryHeader",
         DirectoryHeader::BYTES,
@@ -543,6 +565,7 @@ mod tests {
             ("INDEX_MAGIC", INDEX_MAGIC.escape_ascii().to_string()),
             ("SEGMENT_MAGIC", SEGMENT_MAGIC.escape_ascii().to_string()),
             ("IDENTITY_MAGIC", IDENTITY_MAGIC.escape_ascii().to_string()),
+            ("HANDOVER_MAGIC", HANDOVER_MAGIC.escape_ascii().to_string()),
             (
                 "DIRECTORY_MAGIC",
                 DIRECTORY_MAGIC.escape_ascii().to_string(),

@@ -8,6 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use crate::dir::{CacheDir, FileIdentity, Name, open_file};
 use crate::error::{Error, Result};
 use crate::format::SegmentHeader;
+use crate::handover::Doubt;
+use crate::index::check_range_in;
 use crate::reader::map_index;
 use crate::scrub::{self, Claim};
 use crate::segment::Content;
@@ -30,8 +32,9 @@ pub(crate) struct Recovered {
     pub(crate) damaged: bool,
 }
 
-/// Reads and checks everything. The caller holds the directory's lock.
-pub(crate) fn recover(dir: &CacheDir) -> Result<Recovered> {
+/// Takes stock: checks the shape of everything, and hashes what is in doubt. Does not read what is
+/// published otherwise. The caller holds the directory's lock.
+pub(crate) fn recover(dir: &CacheDir, doubt: Doubt) -> Result<Recovered> {
     let names = dir.names()?;
     for name in &names {
         // Nobody else writes here: what is temporary was left by a death.
@@ -59,6 +62,7 @@ pub(crate) fn recover(dir: &CacheDir) -> Result<Recovered> {
     let mut damaged = index_exists && index.is_none();
 
     let mut known = BTreeMap::new();
+    let mut unsound = BTreeMap::new();
     let mut orphans = BTreeMap::new();
     for id in names.iter().filter_map(|name| {
         if let Name::Segment(id) = name {
@@ -80,7 +84,8 @@ pub(crate) fn recover(dir: &CacheDir) -> Result<Recovered> {
                 (geometry.file_bytes, geometry.data_end)
             }
             Err(problem) => {
-                drop_it(format!("segment {id}"), problem);
+                drop_it(format!("segment {id}"), problem.clone());
+                unsound.insert(id, problem);
                 (metadata.len(), SegmentHeader::BYTES as u64)
             }
         };
@@ -95,15 +100,6 @@ pub(crate) fn recover(dir: &CacheDir) -> Result<Recovered> {
         );
     }
 
-    let mut claims = Vec::new();
-    let mut claim = |segment, offset, length, checksum| {
-        claims.push(Claim {
-            segment,
-            offset,
-            length,
-            checksum,
-        })
-    };
     let mut chunks: Vec<(ChunkKey, ChunkLocation)> = Vec::new();
     let mut catalogs: Vec<(String, CatalogLocation)> = Vec::new();
     if let Some(index) = index {
@@ -160,27 +156,47 @@ pub(crate) fn recover(dir: &CacheDir) -> Result<Recovered> {
             }
         }
     }
-    for (_, location) in &chunks {
-        claim(
-            location.segment,
-            location.offset,
-            location.length,
-            location.checksum,
-        );
-    }
-    for (_, location) in &catalogs {
-        claim(
-            location.segment,
-            location.offset,
-            location.length,
-            location.checksum,
-        );
-    }
+    let of_chunks = chunks.iter().map(|(_, at)| Claim {
+        segment: at.segment,
+        offset: at.offset,
+        length: at.length,
+        checksum: at.checksum,
+    });
+    let of_catalogs = catalogs.iter().map(|(_, at)| Claim {
+        segment: at.segment,
+        offset: at.offset,
+        length: at.length,
+        checksum: at.checksum,
+    });
+    let claims: Vec<Claim> = of_chunks.chain(of_catalogs).collect();
+    let shape = |claim: &Claim| {
+        let id = claim.segment;
+        match (unsound.get(&id), known.get(&id)) {
+            (Some(problem), _) => Some(problem.clone()),
+            (None, None) => Some(format!("cannot open segment {id}: it is not there")),
+            (None, Some(known)) => {
+                check_range_in(claim.offset, claim.length, id, known.data_end).err()
+            }
+        }
+    };
+    // Chunks of segments that no index names were sealed, but by whom and how is not known: hashed
+    // before they are adopted. A catalog is hashed by whoever decodes it.
+    let (sure, in_doubt) = match doubt {
+        Doubt::Nothing => (indexed, indexed..chunks.len()),
+        Doubt::Everything => (0, 0..claims.len()),
+    };
+    let mut problems: Vec<Option<String>> = Vec::with_capacity(claims.len());
+    problems.extend(claims[..sure].iter().map(shape));
+    problems.extend(scrub::check(dir.path(), &claims[in_doubt.clone()]));
+    problems.extend(claims[in_doubt.end..].iter().map(shape));
 
-    let mut recovery = Recovery::default();
+    let hashed_bytes = claims[in_doubt].iter().map(|claim| claim.length).sum();
+    let mut recovery = Recovery {
+        hashed_bytes,
+        ..Recovery::default()
+    };
     let mut surviving = IndexContents::default();
     let mut adopted = BTreeSet::new();
-    let problems = scrub::check(dir.path(), &claims);
     let (chunk_problems, catalog_problems) = problems.split_at(chunks.len());
     for (at, ((key, location), problem)) in chunks.into_iter().zip(chunk_problems).enumerate() {
         if let Some(problem) = problem {

@@ -9,8 +9,8 @@ use crate::dir::{Name, open_file};
 use crate::index::{Index, check_range_in};
 use crate::map::FileMap;
 use crate::mapped::{check_bytes, guard};
-use crate::segment::SegmentGeometry;
-use crate::types::{ChunkKey, Miss, SegmentId, VerifyReport};
+use crate::segment::{Content, SegmentGeometry};
+use crate::types::{CatalogLocation, ChunkKey, ChunkLocation, Miss, SegmentId, VerifyReport};
 
 /// Threads of a scrub: enough to use the memory's bandwidth.
 const THREADS_MAX: usize = 4;
@@ -33,6 +33,83 @@ pub(crate) fn map_segment(dir: &Path, id: SegmentId) -> Result<(FileMap, Segment
     let geometry =
         SegmentGeometry::parse(&path, map.bytes(), id).map_err(|error| error.to_string())?;
     Ok((map, geometry))
+}
+
+/// One segment on its way through a slow walk: hashed part by part, by its own footer, without the
+/// writer and its locks.
+#[derive(Debug)]
+pub struct SegmentCheck {
+    map: FileMap,
+    /// What is still to be hashed, the next one last.
+    left: Vec<Content>,
+    report: SegmentReport,
+}
+
+/// What a walk through one segment has found so far.
+#[derive(Clone, Debug, Default)]
+pub struct SegmentReport {
+    /// Bytes hashed.
+    pub bytes: u64,
+    /// Chunks that are not what they were when they were sealed.
+    pub bad_chunks: Vec<(ChunkKey, ChunkLocation, String)>,
+    /// Catalogs that are not.
+    pub bad_catalogs: Vec<(String, CatalogLocation, String)>,
+    /// What is wrong with the segment itself, if anything: then nothing in it is to be believed
+    /// without its index.
+    pub problem: Option<String>,
+}
+
+impl SegmentCheck {
+    /// Opens the segment. One that is not there any more holds nothing.
+    pub(crate) fn open(dir: &Path, id: SegmentId) -> Result<SegmentCheck, String> {
+        let (map, geometry) = map_segment(dir, id)?;
+        let mut report = SegmentReport::default();
+        let mut left = Vec::new();
+        for content in geometry.contents(map.bytes()) {
+            match content {
+                Ok(content) => left.push(content),
+                Err(problem) => report.problem = Some(problem),
+            }
+        }
+        left.reverse();
+        Ok(SegmentCheck { map, left, report })
+    }
+
+    /// Hashes what comes next, `bytes` of it or one chunk more; returns how many bytes those were.
+    /// `None` when all is through.
+    pub fn step(&mut self, bytes: u64) -> Option<u64> {
+        let before = self.report.bytes;
+        while self.report.bytes - before < bytes
+            && let Some(content) = self.left.pop()
+        {
+            let check = |offset: u64, length: u64, checksum| {
+                let start = offset as usize;
+                let bytes = &self.map.bytes()[start..start + length as usize];
+                check_bytes(bytes, checksum).err()
+            };
+            match content {
+                Content::Chunk(key, at) => {
+                    self.report.bytes += at.length;
+                    if let Some(problem) = check(at.offset, at.length, at.checksum) {
+                        self.report.bad_chunks.push((key, at, problem));
+                    }
+                }
+                Content::Catalog(name, at) => {
+                    self.report.bytes += at.length;
+                    if let Some(problem) = check(at.offset, at.length, at.checksum) {
+                        self.report.bad_catalogs.push((name, at, problem));
+                    }
+                }
+            }
+        }
+        let hashed = self.report.bytes - before;
+        (hashed > 0 || !self.left.is_empty()).then_some(hashed)
+    }
+
+    /// What was found.
+    pub fn into_report(self) -> SegmentReport {
+        self.report
+    }
 }
 
 /// What is wrong with each claim, `None` where nothing is.

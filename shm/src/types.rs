@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::handover::Handover;
+
 /// Usual size of a segment: small enough that one held buffer retains little, large enough that a
 /// cache of 64 GiB has about a thousand. A larger chunk gets a segment of its own.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
@@ -111,14 +113,19 @@ pub struct SealedSegment {
 /// What a writer found in the directory when it opened it.
 #[derive(Clone, Debug, Default)]
 pub struct Recovery {
-    /// Chunks whose bytes match their checksum: the published ones, and those of adopted segments.
+    /// The published chunks, and those of adopted segments. Their bytes are there, and match their
+    /// checksums where the end of the last writer has left that in doubt.
     pub chunks: HashMap<ChunkKey, ChunkLocation>,
-    /// Published catalogs whose bytes match their checksum.
+    /// Published catalogs.
     pub catalogs: Vec<(String, CatalogLocation)>,
     /// Sealed segments that no index named; kept until published or discarded.
     pub adopted: Vec<SegmentId>,
     /// What was left out, one by one.
     pub dropped: Vec<Dropped>,
+    /// How the last writer left the directory; `None` where it is not known.
+    pub left: Option<Handover>,
+    /// Bytes that were hashed, because they were in doubt.
+    pub hashed_bytes: u64,
 }
 
 /// Something in the cache directory that was not usable.

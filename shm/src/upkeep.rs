@@ -11,7 +11,7 @@ use crate::faults::{Step, reached};
 use crate::format::SegmentHeader;
 use crate::lock;
 use crate::mapped::{ChunkBytes, SegmentMap, guard};
-use crate::scrub;
+use crate::scrub::{self, SegmentCheck};
 use crate::types::{ChunkKey, ChunkLocation, MemoryReport, Miss, SegmentId, VerifyReport};
 use crate::writer::{CacheWriter, Known};
 
@@ -164,15 +164,28 @@ impl CacheWriter {
         *guard(&self.pins) = None;
     }
 
-    /// Hashes everything the current generation names. Takes as long as reading it all; a slow scrub
-    /// calls [`CacheWriter::verify_segments`] for a few of [`CacheWriter::live_segments`] at a time.
+    /// Hashes everything the current generation names. Takes as long as reading it all; a slow walk
+    /// calls [`CacheWriter::check`] for one of [`CacheWriter::live_segments`] after the other.
     pub fn verify(&self) -> VerifyReport {
         self.verify_where(None)
     }
 
-    /// As [`CacheWriter::verify`], for these segments only.
+    /// As [`CacheWriter::verify`], for these segments only. Looks at every entry of the index.
     pub fn verify_segments(&self, segments: &[SegmentId]) -> VerifyReport {
         self.verify_where(Some(segments))
+    }
+
+    /// Begins to walk through a sealed segment, part by part, while the writer does other things.
+    ///
+    /// # Errors
+    /// Why it cannot be opened, or what is wrong with its header.
+    pub fn check(&self, segment: SegmentId) -> Result<SegmentCheck, String> {
+        SegmentCheck::open(&self.place.path, segment)
+    }
+
+    /// What is wrong with the index itself, if anything, as in [`VerifyReport`].
+    pub fn check_index(&self) -> Option<String> {
+        self.verify_segments(&[]).index_problem
     }
 
     fn verify_where(&self, only: Option<&[SegmentId]>) -> VerifyReport {
@@ -196,6 +209,13 @@ impl CacheWriter {
     /// Segments that the current generation names.
     pub fn live_segments(&self) -> Vec<SegmentId> {
         self.index_segments().map(|segment| segment.id).collect()
+    }
+
+    /// Segments that the current generation names, with the sizes of their files.
+    pub fn live_segment_files(&self) -> Vec<(SegmentId, u64)> {
+        self.index_segments()
+            .map(|segment| (segment.id, segment.file_bytes))
+            .collect()
     }
 
     /// The bytes of a chunk that was sealed, published or recovered, for example to copy them.

@@ -13,6 +13,7 @@ use crate::dir::{CacheDir, FileIdentity, Name, SEALED_MODE, open_file};
 use crate::error::{Error, Result};
 use crate::faults::{Step, reached};
 use crate::format::aligned;
+use crate::handover::{self, Handover, Left};
 use crate::identity;
 use crate::index::{Index, IndexedSegment, Wanted, check_range_in};
 use crate::index_build::{IndexInput, build};
@@ -88,17 +89,49 @@ pub struct CacheWriter {
     pub(crate) pins: Mutex<Option<BTreeMap<SegmentId, FileMap>>>,
 }
 
-impl CacheWriter {
-    /// Becomes the writer of the directory and reads what is in it: compares every published chunk
-    /// with its checksum, adopts sealed segments that no index names, and drops what is damaged,
-    /// chunk by chunk. If anything published was damaged, a generation without it is published.
-    ///
-    /// Takes as long as reading the cache once.
+/// A directory that this process alone may change, of which it has looked at nothing yet.
+///
+/// Costs the same whatever the directory holds: what is in it, [`Ownership::open`] finds out.
+#[derive(Debug)]
+pub struct Ownership {
+    dir: CacheDir,
+    lock: WriteLock,
+    left: Option<Left>,
+}
+
+impl Ownership {
+    /// Becomes the one process that may change the directory.
     ///
     /// # Errors
     /// [`Error::Locked`] if another process is its writer.
-    pub fn open(dir: CacheDir) -> Result<(CacheWriter, Recovery)> {
+    pub fn take(dir: CacheDir) -> Result<Ownership> {
         let lock = take_lock(&dir)?;
+        let left = handover::read(&dir);
+        Ok(Ownership { dir, lock, left })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &CacheDir {
+        &self.dir
+    }
+
+    /// How the last writer left the directory; `None` where it is not known.
+    pub fn left(&self) -> Option<Handover> {
+        self.left.map(|left| left.handover)
+    }
+
+    /// Takes stock of what is in the directory: adopts sealed segments that no index names, and
+    /// drops what is damaged, chunk by chunk. If anything published was damaged, a generation
+    /// without it is published.
+    ///
+    /// Hashes only what the end of the last writer has left in doubt: what is published was
+    /// verified when it was sealed. Otherwise it takes as long as listing the directory and
+    /// reading the index.
+    ///
+    /// # Errors
+    /// What the system says, and [`Error::NoSpace`] where not even a few bytes can be written.
+    pub fn open(self) -> Result<(CacheWriter, Recovery)> {
+        let Ownership { dir, lock, left } = self;
         let metadata = std::fs::metadata(dir.path())
             .map_err(|error| Error::io("inspect", dir.path(), error))?;
         let place = DirPlace {
@@ -106,15 +139,17 @@ impl CacheWriter {
             identity: FileIdentity::from(&metadata),
         };
         let incarnation = identity::ensure(&dir)?;
+        let doubt = handover::doubt(left.as_ref(), handover::boot_id(), dir.in_memory);
         let Recovered {
             published,
             surviving,
-            recovery,
+            mut recovery,
             known,
             next_segment,
             generation,
             damaged,
-        } = recover(&dir)?;
+        } = recover(&dir, doubt)?;
+        recovery.left = left.map(|left| left.handover);
         let mut writer = CacheWriter {
             shared: Arc::new(Shared {
                 dir,
@@ -130,11 +165,39 @@ impl CacheWriter {
             published: published.map(|(index, identity)| Published { index, identity }),
             pins: Mutex::new(None),
         };
+        // From here on a death is not an end in order.
+        let at_work = Handover {
+            carried_out: 0,
+            in_order: false,
+            ..recovery.left.unwrap_or_default()
+        };
+        if let Err(error) = writer.hand_over(&at_work) {
+            tracing::debug!(%error, "cannot note that a writer is at work");
+        }
         if damaged && let Err(error) = writer.publish(surviving) {
             // Readers go on with the damaged index, whose damage is a miss for them.
             tracing::warn!(%error, "cannot publish the cache without its damaged parts");
         }
         Ok((writer, recovery))
+    }
+}
+
+impl CacheWriter {
+    /// Becomes the writer of the directory and takes stock of what is in it, as
+    /// [`Ownership::open`] does.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process is its writer.
+    pub fn open(dir: CacheDir) -> Result<(CacheWriter, Recovery)> {
+        Ownership::take(dir)?.open()
+    }
+
+    /// Leaves word for the next writer of the directory.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], or what the system says. The next writer then knows nothing.
+    pub fn hand_over(&self, handover: &Handover) -> Result<()> {
+        handover::write(self.dir(), handover)
     }
 
     /// The directory.
