@@ -12,16 +12,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use stoa_layout::{TableCatalog, TableName};
 use stoa_metastore::{CacheVersion, PlanTarget, TableState};
-use stoa_shm::{MemoryReport, VerifyReport};
+use stoa_shm::MemoryReport;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
+use twox_hash::XxHash3_64;
 
 use crate::diff::Known;
 use crate::events::{Command, Done, Event, Events, Looked};
 use crate::failures::Failures;
 use crate::resolve::{Resolved, Sources};
-use crate::shared::Shared;
+use crate::shared::{Shared, unix_ms};
 use crate::targets::Targets;
+use crate::walk::{next_walk, walk};
 
 /// A pass waits this long for plans that are still being resolved, so that tables published
 /// together are loaded together.
@@ -108,18 +110,17 @@ pub(crate) struct Engine {
     pub(crate) chunks: u64,
 }
 
-/// Says what a scrub found to be damaged, the first of each kind.
-fn tell(report: &VerifyReport) {
-    if let Some((key, reason)) = report.bad_chunks.first() {
-        let (chunk, chunks) = (key.readable(), report.bad_chunks.len());
-        tracing::warn!(chunk = %chunk, chunks, %reason, "damaged in memory, made anew");
-    }
-    if let Some((catalog, reason)) = report.bad_catalogs.first() {
-        tracing::warn!(catalog, %reason, "damaged in memory, made anew");
-    }
-    if let Some(reason) = &report.index_problem {
-        tracing::warn!(%reason, "the index is damaged, a new one is published");
-    }
+/// Names a set of plans as worker `id` sees them; never 0.
+fn digest<'a>(id: &str, plans: impl Iterator<Item = &'a CacheVersion>) -> u64 {
+    let mut lines: Vec<String> = plans
+        .map(|plan| {
+            let part = plan.parts.get(id).map_or("", |part| &part.digest);
+            let (number, version) = (plan.plan, &plan.table_version);
+            format!("{version} {number} {} {part}", plan.unloaded)
+        })
+        .collect();
+    lines.sort_unstable();
+    XxHash3_64::oneshot(lines.join("\n").as_bytes()).max(1)
 }
 
 /// A table's name in the index.
@@ -149,10 +150,7 @@ impl Engine {
             short_of: None,
             memory: MemoryReport::default(),
             next_reclaim: now + shared.settings.reclaim_interval,
-            next_scrub: shared
-                .settings
-                .scrub_interval
-                .map(|interval| now + interval),
+            next_scrub: None,
             scrubbing: false,
             waiting: Vec::new(),
             pin_wanted: None,
@@ -165,7 +163,70 @@ impl Engine {
 
     /// Runs until it is told to stop.
     pub(crate) async fn run(mut self) {
+        if self.begin_work().await != Flow::Stop {
+            self.work().await;
+        }
+        if self.shared.is_open() {
+            self.hand_over().await;
+        }
+    }
+
+    /// Waits until there is something to do, takes stock of the directory, and takes notice of what
+    /// has happened meanwhile.
+    async fn begin_work(&mut self) -> Flow {
+        let Some(happened) = self.rest().await else {
+            return Flow::Stop;
+        };
+        while let Err(error) = self.shared.open_store().await {
+            let text = format!("the cache directory cannot be taken over: {error}");
+            self.shared.problem("cache", Some(text));
+            self.report();
+            let again = Instant::now() + self.shared.settings.retry.0;
+            tokio::select! {
+                _ = self.events.stop.wait_for(|stop| *stop) => return Flow::Stop,
+                () = sleep_until(again) => {}
+            }
+        }
+        self.shared.problem("cache", None);
         self.adopt_catalogs().await;
+        for event in happened {
+            if self.handle(event).await == Flow::Stop {
+                return Flow::Stop;
+            }
+        }
+        Flow::Continue
+    }
+
+    /// Leaves the directory alone as long as there is nothing to do: where the plans are those that
+    /// the last worker has carried out, and nobody asks for anything, for `takeover_delay`. Returns
+    /// what has happened meanwhile; `None` when told to stop.
+    async fn rest(&mut self) -> Option<Vec<Event>> {
+        let mut happened = Vec::new();
+        let deadline = Instant::now() + self.shared.settings.takeover_delay;
+        let carried_out = self.shared.left.map_or(0, |left| left.carried_out);
+        while !self.shared.is_open() {
+            let event = tokio::select! {
+                event = self.events.next(deadline) => event,
+                () = self.shared.wanted() => break,
+            };
+            let goes_on = match &event {
+                Event::Stop => return None,
+                Event::Plans(plans) => {
+                    digest(&self.shared.settings.id, plans.iter()) == carried_out
+                }
+                Event::Pinned(pinned) => !pinned,
+                Event::Metastore(_) => true,
+                Event::Command(_) | Event::Done(_) | Event::Tick => false,
+            };
+            happened.push(event);
+            if !goes_on {
+                break;
+            }
+        }
+        Some(happened)
+    }
+
+    async fn work(&mut self) {
         if self.shared.settings.pin {
             self.pin(true).await;
         }
@@ -202,10 +263,20 @@ impl Engine {
             };
             let catalogs: Vec<_> = names.into_iter().filter_map(decode).collect();
             let counts = (store.generation(), store.held().len() as u64);
-            (catalogs, store.memory().unwrap_or_default(), counts)
+            let memory = store.memory().unwrap_or_default();
+            (catalogs, memory, counts, store.left())
         });
-        let (catalogs, memory, counts) = found.await;
+        let (catalogs, memory, counts, left) = found.await;
         (self.generation, self.chunks) = counts;
+        let nothing_there = self.chunks == 0 && catalogs.is_empty();
+        self.next_scrub = self.shared.settings.scrub_interval.map(|interval| {
+            let wait = match nothing_there {
+                // All that is to come is verified as it is sealed.
+                true => interval,
+                false => next_walk(left.as_ref(), interval, unix_ms()),
+            };
+            Instant::now() + wait
+        });
         self.shown.extend(catalogs);
         self.memory = memory;
     }
@@ -403,30 +474,43 @@ impl Engine {
         }
     }
 
-    /// Has everything hashed, a few segments at a time, by a task.
+    /// Has everything hashed by and by, by a task.
     fn scrub(&mut self) {
         self.scrubbing = true;
         let shared = Arc::clone(&self.shared);
         let failed = Done::Scrubbed { damaged: 0 };
         self.events.jobs.spawn(failed, async move {
-            let mut found = VerifyReport::default();
-            for segment in shared.with_store(|store| store.segments()).await {
-                let report = shared
-                    .with_store(move |store| store.verify_segments(&[segment]))
-                    .await;
-                found.bad_chunks.extend(report.bad_chunks);
-                found.bad_catalogs.extend(report.bad_catalogs);
-                // Each look at a segment looks at the index too.
-                found.index_problem = found.index_problem.or(report.index_problem);
-                // A slow walk, so that loads and queries keep the memory's bandwidth.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            tell(&found);
-            let damaged = found.bad_chunks.len()
-                + found.bad_catalogs.len()
-                + usize::from(found.index_problem.is_some());
+            let damaged = walk(&shared).await;
             Done::Scrubbed { damaged }
         });
+    }
+
+    /// Leaves word to the next worker of the directory.
+    async fn hand_over(&mut self) {
+        let carried_out = match self.has_nothing_to_do() {
+            true => digest(
+                &self.shared.settings.id,
+                self.targets.iter().map(|(_, _, plan)| plan),
+            ),
+            false => 0,
+        };
+        self.shared
+            .with_store(move |store| store.end(carried_out))
+            .await;
+    }
+
+    /// Whether all plans are carried out, and nothing is left out, failed or due again.
+    fn has_nothing_to_do(&self) -> bool {
+        let open = self.needs_pass || self.repeat_at.is_some() || self.short_of.is_some();
+        let done = |slot: &Slot| {
+            let state = &slot.state;
+            state.current == Some(slot.target)
+                && state.left_out.chunks == 0
+                && state.error.is_none()
+                && slot.unshown.is_none()
+                && slot.after_look.is_none()
+        };
+        self.seen_plans && !open && self.failures.is_empty() && self.slots.values().all(done)
     }
 
     async fn pin(&mut self, pinned: bool) {

@@ -31,6 +31,7 @@ mod load;
 mod lookout;
 mod looks;
 mod metrics;
+mod opening;
 mod pass;
 mod peers;
 mod prepare;
@@ -44,6 +45,7 @@ mod shared;
 mod store;
 pub mod tally;
 pub mod targets;
+mod walk;
 mod worker;
 
 pub use error::{Error, Result};

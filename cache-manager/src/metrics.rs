@@ -37,6 +37,12 @@ pub(crate) struct Counters {
     pub(crate) segments_compacted: AtomicU64,
     /// Looks at the origin for changed files.
     pub(crate) looks: AtomicU64,
+    /// Bytes of what is published that were hashed again.
+    pub(crate) verified_bytes: AtomicU64,
+    /// What the walk that is under way has still to hash.
+    pub(crate) unverified_bytes: AtomicU64,
+    /// What such walks found to be damaged.
+    pub(crate) damaged: AtomicU64,
 }
 
 /// Adds to a counter.
@@ -107,6 +113,23 @@ impl Counters {
                 .value(value(&self.segments_compacted)),
             Metric::counter("worker_looks", "Looks at the origin for changed files")
                 .value(value(&self.looks)),
+            Metric::counter(
+                "worker_verified",
+                "Bytes of what is published that were hashed again behind",
+            )
+            .bytes()
+            .value(value(&self.verified_bytes)),
+            Metric::gauge(
+                "worker_unverified",
+                "Bytes that the hashing under way has still to go through",
+            )
+            .bytes()
+            .value(value(&self.unverified_bytes)),
+            Metric::counter(
+                "worker_damaged_chunks",
+                "Chunks and catalogs that were found damaged in memory",
+            )
+            .value(value(&self.damaged)),
             Metric::counter("origin_requests", "Requests to object stores")
                 .sample(&[("operation", "get")], origin.get_requests)
                 .sample(&[("operation", "list")], origin.list_requests)

@@ -1,6 +1,7 @@
 //! How the engine tells everybody how things are.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use stoa_metastore::{TableState, WorkerPhase, WorkerState};
 
@@ -88,6 +89,11 @@ impl Engine {
             retained_bytes: self.memory.retained_bytes,
             capacity_bytes: self.shared.settings.capacity_bytes,
             problems,
+            unverified_bytes: self
+                .shared
+                .counters
+                .unverified_bytes
+                .load(Ordering::Relaxed),
         };
         self.shared.state.send_if_modified(|now| {
             let modified = *now != state;

@@ -45,8 +45,13 @@ pub struct WorkerSettings {
     pub retry: (Duration, Duration),
     /// How often memory that readers have let go is looked for.
     pub reclaim_interval: Duration,
-    /// How often everything published is hashed again; `None`: only when asked.
+    /// How often everything published is hashed again (`cache.scrub.interval`); `None`: only when
+    /// asked.
     pub scrub_interval: Option<Duration>,
+    /// How long a worker without peers, which finds that the last one has left nothing to do, does
+    /// nothing: a process that ends before has paid nothing for what is in the directory. Zero takes
+    /// stock of it at the start.
+    pub takeover_delay: Duration,
     /// Where control is served over gRPC; `None`: nowhere.
     pub control: Option<Listen>,
     /// Where metrics and health are served over HTTP; `None`: nowhere.
@@ -115,7 +120,8 @@ impl WorkerSettings {
             publish_interval: Duration::from_millis(250),
             retry: (Duration::from_secs(1), Duration::from_secs(60)),
             reclaim_interval: Duration::from_secs(2),
-            scrub_interval: None,
+            scrub_interval: Some(Duration::from_secs(6 * 3600)),
+            takeover_delay: Duration::ZERO,
             control: None,
             http: None,
             pin: false,

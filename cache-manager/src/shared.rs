@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use stoa_metastore::WorkerState;
-use tokio::sync::watch;
+use stoa_shm::Handover;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinError;
 
 use crate::background::Background;
+use crate::error::Result;
 use crate::metrics::Counters;
+use crate::opening::Opening;
 use crate::peers::LoadBoard;
 use crate::settings::WorkerSettings;
 use crate::store::Store;
@@ -28,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) settings: WorkerSettings,
     pub(crate) started_unix_ms: u64,
     pub(crate) incarnation: String,
+    /// How the last worker left the directory.
+    pub(crate) left: Option<Handover>,
     pub(crate) counters: Counters,
     pub(crate) state: watch::Sender<WorkerState>,
     /// What is going to be loaded, for other workers.
@@ -36,7 +41,14 @@ pub(crate) struct Shared {
     transfer_addresses: OnceLock<Vec<String>>,
     /// For what keeps a processor busy.
     pub(crate) background: Arc<Background>,
-    store: Arc<Mutex<Store>>,
+    /// `None` until somebody needs what is in the directory.
+    store: Arc<Mutex<Option<Store>>>,
+    /// The directory's lock, as long as nobody has looked into the directory.
+    opening: Mutex<Option<Opening>>,
+    /// Whether the store is there.
+    opened: watch::Sender<bool>,
+    /// Told when somebody waits for the store.
+    wanted: Notify,
     details: Mutex<Details>,
     problems: Mutex<BTreeMap<String, String>>,
 }
@@ -48,7 +60,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(settings: WorkerSettings, store: Store, background: Background) -> Shared {
+    pub(crate) fn new(
+        settings: WorkerSettings,
+        opening: Opening,
+        background: Background,
+    ) -> Shared {
         let state = WorkerState {
             id: settings.id.clone(),
             capacity_bytes: settings.capacity_bytes,
@@ -62,20 +78,75 @@ impl Shared {
             board: LoadBoard::default(),
             transfer_addresses: OnceLock::new(),
             background: Arc::new(background),
-            store: Arc::new(Mutex::new(store)),
+            store: Arc::default(),
+            left: opening.left(),
+            opening: Mutex::new(Some(opening)),
+            opened: watch::Sender::new(false),
+            wanted: Notify::new(),
             details: Mutex::default(),
             problems: Mutex::default(),
             settings,
         }
     }
 
-    /// Runs `work` with the store, on a thread that may block and yields to queries.
+    /// Takes stock of the directory, if that was not done before: its cost grows with what is in it.
+    ///
+    /// # Errors
+    /// [`Error::Cache`](crate::Error::Cache). Trying again begins anew.
+    pub(crate) async fn open_store(&self) -> Result<()> {
+        if self.is_open() {
+            return Ok(());
+        }
+        let opening = lock(&self.opening).take();
+        let (settings, store) = (self.settings.clone(), Arc::clone(&self.store));
+        let opened = self.on_background(move || {
+            let opening = match opening {
+                Some(opening) => opening,
+                None => Opening::take(&settings)?,
+            };
+            let (opened, notes) = opening.open(&settings)?;
+            *lock(&store) = Some(opened);
+            Ok::<_, crate::Error>(notes)
+        });
+        for (name, text) in opened.await? {
+            self.problem(name, Some(text));
+        }
+        self.opened.send_replace(true);
+        Ok(())
+    }
+
+    /// Whether the store is there.
+    pub(crate) fn is_open(&self) -> bool {
+        *self.opened.borrow()
+    }
+
+    /// Returns when somebody waits for the store.
+    pub(crate) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Runs `work` with the store, on a thread that may block and yields to queries. Waits for the
+    /// engine to open it first.
     pub(crate) async fn with_store<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> T {
+        if !self.is_open() {
+            self.wanted.notify_one();
+            // Its sender lives as long as `self`.
+            let _ = self.opened.subscribe().wait_for(|opened| *opened).await;
+        }
         let store = Arc::clone(&self.store);
-        let done = self.background.spawn(move || work(&mut lock(&store))).await;
+        let work = move || work(lock(&store).as_mut().expect("it is opened"));
+        self.on_background(work).await
+    }
+
+    /// Runs `work` on a thread that may block and yields to queries.
+    pub(crate) async fn on_background<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let done = self.background.spawn(work).await;
         match done.map_err(JoinError::try_into_panic) {
             Ok(done) => done,
             Err(Ok(panic)) => std::panic::resume_unwind(panic),

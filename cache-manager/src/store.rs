@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stoa_shm::{
-    CacheDir, CacheWriter, CatalogLocation, ChunkKey, ChunkLocation, IndexContents, MemoryReport,
-    Recovery, SealedSegment, SegmentId, SegmentWriter, VerifyReport,
+    CacheWriter, CatalogLocation, ChunkKey, ChunkLocation, Handover, IndexContents, MemoryReport,
+    Recovery, SealedSegment, SegmentCheck, SegmentId, SegmentReport, SegmentWriter, VerifyReport,
+    Walk,
 };
 
 use tokio::sync::watch;
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use crate::decode::EncodedChunk;
 use crate::diff::{ENTRY_OVERHEAD_BYTES, form_tag};
 use crate::peers::ServedSegments;
+use crate::walk;
 
 /// A segment is sealed when it is this old, so that a slow load that crashes has something to show.
 const SEGMENT_AGE_MAX: Duration = Duration::from_secs(5);
@@ -70,6 +72,11 @@ pub(crate) struct Store {
     served: Arc<ServedSegments>,
     /// Counts the changes of `held`.
     changes: watch::Sender<u64>,
+    /// How the worker before left the directory.
+    left: Option<Handover>,
+    walk: Walk,
+    /// Whether the last word is said to the next one.
+    ended: bool,
 }
 
 /// Where a chunk is, as far as the store knows.
@@ -97,6 +104,9 @@ pub(crate) struct Published {
 impl Store {
     pub(crate) fn new(writer: CacheWriter, recovery: Recovery, limits: Limits) -> Store {
         Store {
+            walk: walk::resumed(recovery.left.as_ref()),
+            left: recovery.left,
+            ended: false,
             limits,
             dirty: !recovery.adopted.is_empty() || !recovery.dropped.is_empty(),
             held: recovery.chunks,
@@ -122,10 +132,6 @@ impl Store {
     /// Follows how often what is held has changed.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
-    }
-
-    pub(crate) fn dir(&self) -> &CacheDir {
-        self.writer.dir()
     }
 
     /// Where chunks are that somebody else asks for. What is asked for and lies in the segment that
@@ -475,16 +481,99 @@ impl Store {
         report
     }
 
-    /// [`Store::verify`] for some segments, so that the lock is not held for long.
-    pub(crate) fn verify_segments(&mut self, segments: &[SegmentId]) -> VerifyReport {
-        let report = self.writer.verify_segments(segments);
+    /// How the worker before left the directory.
+    pub(crate) fn left(&self) -> Option<Handover> {
+        self.left
+    }
+
+    /// Begins a walk through what is published, or goes on with the one that is under way: the
+    /// segments that are still to be hashed, with the sizes of their files.
+    pub(crate) fn begin_walk(&mut self, now_unix_ms: u64) -> Vec<(SegmentId, u64)> {
+        if self.walk.began_unix_ms == 0 {
+            self.walk.next = 0;
+            self.walk.began_unix_ms = now_unix_ms.max(1);
+        }
+        let mut segments = self.writer.live_segment_files();
+        segments.retain(|(segment, _)| self.walk.awaits(*segment));
+        segments.sort_unstable();
+        segments
+    }
+
+    /// What is wrong with the index, which the next publication replaces then.
+    pub(crate) fn check_index(&mut self) -> Option<String> {
+        let problem = self.writer.check_index();
+        self.dirty |= problem.is_some();
+        problem
+    }
+
+    /// Opens a segment to be hashed without the store's lock.
+    pub(crate) fn check(&self, segment: SegmentId) -> Result<SegmentCheck, String> {
+        self.writer.check(segment)
+    }
+
+    /// Drops what was found to be damaged in a segment, and notes that the walk is through with it.
+    pub(crate) fn checked(
+        &mut self,
+        segment: SegmentId,
+        found: Result<SegmentReport, String>,
+    ) -> VerifyReport {
+        let mut report = VerifyReport::default();
+        match found {
+            Ok(found) if found.problem.is_none() => {
+                // It may have been dropped, or made anew elsewhere, while it was hashed.
+                let chunks = found.bad_chunks.into_iter();
+                report.bad_chunks = chunks
+                    .filter(|(key, at, _)| self.held.get(key) == Some(at))
+                    .map(|(key, _, reason)| (key, reason))
+                    .collect();
+                let catalogs = found.bad_catalogs.into_iter();
+                report.bad_catalogs = catalogs
+                    .filter(|(name, at, _)| self.catalogs.get(name) == Some(at))
+                    .map(|(name, _, reason)| (name, reason))
+                    .collect();
+            }
+            // The segment does not say what is in it: the index does.
+            _ => report = self.writer.verify_segments(&[segment]),
+        }
         self.distrust(&report);
+        self.walk.next = segment.0.saturating_add(1);
+        self.note_walk();
         report
     }
 
-    /// The published segments.
-    pub(crate) fn segments(&self) -> Vec<SegmentId> {
-        self.writer.live_segments()
+    /// Notes that the walk came to its end.
+    pub(crate) fn end_walk(&mut self, now_unix_ms: u64) {
+        self.walk = Walk {
+            next: 0,
+            began_unix_ms: 0,
+            ended_unix_ms: now_unix_ms,
+        };
+        self.note_walk();
+    }
+
+    /// Says to the next worker of the directory that this one has ended in order, and names the
+    /// plans of which nothing was left to do, if there is nothing (0 otherwise).
+    pub(crate) fn end(&mut self, carried_out: u64) {
+        // A walk may still be at its last segment: that word must not come after this one.
+        self.ended = true;
+        self.leave_word(carried_out, true);
+    }
+
+    fn note_walk(&self) {
+        if !self.ended {
+            self.leave_word(0, false);
+        }
+    }
+
+    fn leave_word(&self, carried_out: u64, in_order: bool) {
+        let handover = Handover {
+            carried_out,
+            walk: self.walk,
+            in_order,
+        };
+        if let Err(error) = self.writer.hand_over(&handover) {
+            tracing::debug!(%error, "no word is left to the next worker of the directory");
+        }
     }
 
     fn distrust(&mut self, report: &VerifyReport) {

@@ -11,8 +11,6 @@ use stoa_metastore::{
     split_table_version,
 };
 use stoa_origin::Origin;
-use stoa_shm::counters::AccessCounters;
-use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter};
 use stoa_transfer::PathStatistics;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -21,13 +19,13 @@ use crate::background::Background;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::events::{Events, Jobs};
+use crate::opening::Opening;
 use crate::peers::{self, PeerCalls, PeerNetwork, Peers, Serving, advertised};
 use crate::registration;
 use crate::resolve::Sources;
 use crate::service::WorkerControl;
 use crate::settings::WorkerSettings;
 use crate::shared::Shared;
-use crate::store::{Limits, Store};
 
 /// Commands that may wait for the engine.
 const COMMANDS_MAX: usize = 16;
@@ -38,7 +36,8 @@ pub struct Worker;
 
 impl Worker {
     /// Takes the cache directory over with all that is intact in it, registers, and follows the
-    /// plans in a task of its own until the handle is shut down or dropped.
+    /// plans in a task of its own until the handle is shut down or dropped. What is in the directory
+    /// is looked into at once, or only when there is something to do (`takeover_delay`).
     ///
     /// The metastore need not answer: what is held is served, and plans are followed once it does.
     ///
@@ -69,15 +68,19 @@ impl Worker {
         network: Option<PeerNetwork>,
     ) -> Result<WorkerHandle> {
         settings.validate()?;
-        let (store, notes) = open(&settings).await?;
-        let (served, changes) = (store.served(), store.changes());
-        let dir = store.dir().clone();
+        let opening = {
+            let settings = settings.clone();
+            blocking(move || Opening::take(&settings)).await?
+        };
+        let dir = opening.dir().clone();
         let background = Background::start().map_err(Error::Threads)?;
-        let shared = Arc::new(Shared::new(settings.clone(), store, background));
-        for (name, text) in notes {
-            shared.problem(name, Some(text));
+        let shared = Arc::new(Shared::new(settings.clone(), opening, background));
+        // Other workers ask for what is there as soon as they know of this one.
+        if network.is_some() || settings.pin || settings.takeover_delay.is_zero() {
+            shared.open_store().await?;
         }
         let (stop, stopped) = watch::channel(false);
+        let mut incarnation = 0;
         let (peers, serving) = match network {
             Some(network) => {
                 let deadline = settings.transfer.clone().unwrap_or_default().deadline;
@@ -87,6 +90,10 @@ impl Worker {
                     network.client,
                     deadline,
                 ));
+                let (served, changes) = shared
+                    .with_store(|store| (store.served(), store.changes()))
+                    .await;
+                incarnation = served.incarnation();
                 let calls = PeerCalls::new(
                     Arc::clone(&shared),
                     Arc::clone(&served),
@@ -142,7 +149,7 @@ impl Worker {
             started_unix_ms: shared.started_unix_ms,
             incarnation: shared.incarnation.clone(),
             cache_incarnation: match &serving {
-                Some(_) => format!("{:016x}", served.incarnation()),
+                Some(_) => format!("{incarnation:016x}"),
                 None => String::new(),
             },
         };
@@ -181,65 +188,18 @@ impl Worker {
     }
 }
 
+/// Runs what may wait for the disk or the kernel.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
 struct StopWhenDropped(watch::Sender<bool>);
 
 impl Drop for StopWhenDropped {
     fn drop(&mut self) {
         self.0.send_replace(true);
     }
-}
-
-/// Opens the directory; returns also what an operator should know about it.
-async fn open(settings: &WorkerSettings) -> Result<(Store, Vec<(&'static str, String)>)> {
-    let settings = settings.clone();
-    let opened = tokio::task::spawn_blocking(move || -> Result<_> {
-        let options = CacheDirOptions {
-            allow_non_tmpfs: settings.allow_non_tmpfs,
-            group_access: settings.group_access,
-        };
-        let dir = CacheDir::create(&settings.cache_dir, options)?;
-        let mut notes = Vec::new();
-        let (writer, recovery) = CacheWriter::open(dir)?;
-        if let Err(error) = AccessCounters::create(writer.dir()) {
-            notes.push(("counters", format!("accesses are not counted: {error}")));
-        }
-        let space = writer.dir().space()?;
-        let memory = writer.memory()?;
-        let there = space.available_bytes.saturating_add(memory.total_bytes());
-        if there < settings.capacity_bytes {
-            notes.push((
-                "capacity",
-                format!(
-                    "cache.size is {} bytes, but {} leaves only {there}; what fits is loaded",
-                    settings.capacity_bytes, space.limit
-                ),
-            ));
-        }
-        if !recovery.dropped.is_empty() {
-            let first = &recovery.dropped[0];
-            tracing::warn!(
-                count = recovery.dropped.len(),
-                first = first.what,
-                reason = first.reason,
-                "damaged parts of the cache are loaded again"
-            );
-        }
-        tracing::info!(
-            dir = %settings.cache_dir.display(),
-            chunks = recovery.chunks.len(),
-            adopted = recovery.adopted.len(),
-            generation = writer.generation(),
-            "cache directory taken over"
-        );
-        let limits = Limits {
-            capacity_bytes: settings.capacity_bytes,
-            segment_bytes: settings.segment_bytes(),
-            headroom_bytes: settings.headroom_bytes(),
-        };
-        Ok((Store::new(writer, recovery, limits), notes))
-    })
-    .await;
-    opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 fn metrics(shared: &Arc<Shared>, control: &WorkerControl, origin: &Origin) -> MetricsRegistry {
@@ -305,6 +265,11 @@ impl WorkerHandle {
     /// Follows the state: every change of progress can be waited for.
     pub fn subscribe(&self) -> watch::Receiver<WorkerState> {
         self.shared.state.subscribe()
+    }
+
+    /// Whether it has looked into its directory, rather than waiting for something to do.
+    pub fn has_taken_over(&self) -> bool {
+        self.shared.is_open()
     }
 
     /// The worker's answers to control requests, for a process that embeds it.

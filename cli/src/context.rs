@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stoa_cache_manager::{PeerNetwork, TransferSettings, TransferTls};
 use stoa_control::ClientSettings;
@@ -17,6 +17,9 @@ use crate::args::Global;
 use crate::config::{Config, EtcdConfig, Machine};
 use crate::error::{Error, Result};
 use crate::failures::embedded_error;
+
+/// How long a command leaves the cache alone that it runs beside its queries.
+const TAKEOVER_DELAY: Duration = Duration::from_secs(1);
 
 /// The configuration, and what is made from it on demand.
 #[derive(Clone, Debug)]
@@ -97,7 +100,14 @@ impl Context {
     }
 
     /// Metastore, coordinator and worker in this process, or attached to another's memory.
+    ///
+    /// What another process has left is looked into when there is something to do, or after a while:
+    /// most commands end before.
     pub async fn embedded(&self) -> Result<Embedded> {
+        self.start_embedded(TAKEOVER_DELAY).await
+    }
+
+    async fn start_embedded(&self, takeover_delay: Duration) -> Result<Embedded> {
         let settings = EmbeddedSettings {
             cache_directory: self.config.cache.location.clone(),
             capacity_bytes: self.config.cache.size_bytes,
@@ -105,6 +115,8 @@ impl Context {
             group_access: self.config.cache.group_access,
             pin: self.config.cache.pin,
             freshness: self.config.cache.freshness,
+            scrub_interval: self.config.cache.scrub_interval,
+            takeover_delay,
             verify: self.verify(),
             prefault: self.config.cache.prefault,
             stores: self.store_settings(),
@@ -185,7 +197,7 @@ impl Context {
 
     /// Like [`Context::embedded`], for what only the owner can do.
     pub async fn embedded_owner(&self) -> Result<Embedded> {
-        let embedded = self.embedded().await?;
+        let embedded = self.start_embedded(Duration::ZERO).await?;
         if !embedded.is_owner() {
             return Err(Error::Busy(format!(
                 "another process runs the cache in {} with the state in {}: stop it first, or \

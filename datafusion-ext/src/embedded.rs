@@ -31,6 +31,11 @@ pub struct EmbeddedSettings {
     pub pin: bool,
     /// How often the files of loaded tables are looked at again; `None` for never.
     pub freshness: Option<Duration>,
+    /// How often everything published is hashed again behind; `None` for never.
+    pub scrub_interval: Option<Duration>,
+    /// How long a process that owns the cache, and finds nothing to do for it, leaves what is in the
+    /// directory alone: one that ends before has paid nothing for it.
+    pub takeover_delay: Duration,
     /// Whether this process hashes a local chunk when it first reads it.
     pub verify: Verify,
     /// Whether this process touches the whole cache when it attaches, off its queries' path.
@@ -51,6 +56,8 @@ impl Default for EmbeddedSettings {
             group_access: false,
             pin: false,
             freshness: Some(Duration::from_secs(60)),
+            scrub_interval: Some(Duration::from_secs(6 * 3600)),
+            takeover_delay: Duration::ZERO,
             verify: Verify::Never,
             prefault: false,
             stores: StoreSettings::default(),
@@ -135,6 +142,8 @@ impl Embedded {
         };
         let worker = WorkerSettings {
             freshness: settings.freshness,
+            scrub_interval: settings.scrub_interval,
+            takeover_delay: settings.takeover_delay,
             group_access: settings.group_access,
             pin: settings.pin,
             ..WorkerSettings::new(

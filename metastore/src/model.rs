@@ -230,6 +230,9 @@ pub struct WorkerState {
     pub capacity_bytes: u64,
     /// What an operator should know, newest last.
     pub problems: Vec<String>,
+    /// Bytes that the hashing of what is published, which is under way, has still to go through.
+    #[serde(skip_serializing_if = "is_no_bytes")]
+    pub unverified_bytes: u64,
 }
 
 /// Names the parts of one worker's plan and fixes their content.
@@ -295,6 +298,10 @@ impl PlanNotes {
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+fn is_no_bytes(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl CacheVersion {

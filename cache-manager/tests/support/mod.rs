@@ -473,3 +473,33 @@ pub(crate) fn assert_cached(reader: &Reader, file: usize, column: &str, seed: i6
 pub(crate) fn count_cached(reader: &Reader, file: usize, column: &str) -> usize {
     cached(reader, TABLE, file, column).iter().flatten().count()
 }
+
+/// The segment files of a cache: all but the largest, and the largest.
+pub(crate) fn segments(cache: &std::path::Path) -> (Vec<std::path::PathBuf>, std::path::PathBuf) {
+    let entries = std::fs::read_dir(cache)
+        .unwrap()
+        .map(|entry| entry.unwrap());
+    let mut found: Vec<_> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("seg-"))
+        .map(|entry| (entry.metadata().unwrap().len(), entry.path()))
+        .collect();
+    found.sort();
+    let mut paths: Vec<_> = found.into_iter().map(|(_, path)| path).collect();
+    let largest = paths.pop().expect("a segment file");
+    (paths, largest)
+}
+
+/// Damages a segment, far from its ends.
+pub(crate) fn flip_a_bit(segment: &std::path::Path) {
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    std::fs::set_permissions(segment, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(segment)
+        .unwrap();
+    let middle = file.metadata().unwrap().len() / 3;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], middle).unwrap();
+}

@@ -57,8 +57,8 @@ pub async fn verify(json: bool, context: &Context) -> Result<ExitCode> {
             match report.is_clean() {
                 true => "all as they were written".to_string(),
                 false => format!(
-                    "{} are damaged; a running worker drops and reloads them at its next check, \
-                     and at its start",
+                    "{} are damaged; a worker drops and reloads them when it next goes through its \
+                     memory (cache.scrub.interval)",
                     chunks.len() + catalogs.len() + usize::from(report.index_problem.is_some())
                 ),
             }

@@ -126,6 +126,7 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
         lease_ttl: config.heartbeat.lease_ttl,
         heartbeat: config.heartbeat.period,
         freshness: config.cache.freshness,
+        scrub_interval: config.cache.scrub_interval,
         fill_concurrency: config.worker.fill_concurrency,
         fill_memory_bytes: config.worker.fill_memory_bytes,
         control: Some(listen("control.address", &config.control.address, context)?),

@@ -281,6 +281,7 @@ impl Overview {
                     "capacity_bytes": worker.capacity_bytes,
                     "held_bytes": state.map_or(0, |state| state.held_bytes),
                     "retained_bytes": state.map_or(0, |state| state.retained_bytes),
+                    "unverified_bytes": state.map_or(0, |state| state.unverified_bytes),
                     "pin_requested": self.pins.contains(&worker.id),
                     "started_unix_ms": worker.started_unix_ms,
                     "tables": state.map(|state| json!(state.tables)),
@@ -377,6 +378,17 @@ impl Overview {
         match workers.is_empty() {
             true => text.push_str("no workers\n"),
             false => text.push_str(&workers.to_string()),
+        }
+        for state in self
+            .states
+            .iter()
+            .filter(|state| state.unverified_bytes > 0)
+        {
+            let to_go = format_bytes(state.unverified_bytes);
+            text.push_str(&format!(
+                "{} hashes its memory again: {to_go} to go\n",
+                state.id
+            ));
         }
         let problems = self.problems();
         if !problems.is_empty() {
@@ -621,6 +633,19 @@ mod tests {
         refused requests, newest last:
           tpch.orders:0: invalid layout version
         ");
+    }
+
+    #[test]
+    fn a_worker_that_verifies_says_how_much_is_to_come() {
+        let mut overview = overview();
+        overview.states[0].unverified_bytes = 3 << 30;
+        let text = overview.to_text();
+        assert!(
+            text.contains("\na hashes its memory again: 3 GiB to go\n"),
+            "{text}"
+        );
+        let json = overview.to_json();
+        assert_eq!(json["workers"][0]["unverified_bytes"], 3u64 << 30);
     }
 
     #[test]

@@ -93,6 +93,7 @@ fn expected(kind: Kind) -> String {
         Kind::Integer { min, max } => format!("{min} to {max}"),
         Kind::Span => "time".into(),
         Kind::SpanOrSnapshot => "time or `snapshot`".into(),
+        Kind::SpanOrOff => "time or `off`".into(),
         Kind::SpanOrZero => "time, may be 0".into(),
         Kind::Text => "text".into(),
         Kind::Path => "absolute path".into(),

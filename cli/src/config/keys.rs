@@ -26,6 +26,8 @@ pub enum Kind {
     Span,
     /// A span of time like [`Kind::Span`], or `snapshot` for never.
     SpanOrSnapshot,
+    /// A span of time like [`Kind::Span`], or `off` for never.
+    SpanOrOff,
     /// A span of time that may be zero.
     SpanOrZero,
     /// Any text.
@@ -129,6 +131,13 @@ pub const KEYS: &[Key] = &[
         Choice(&["off", "first-touch"]),
         Fixed("off"),
         "Whether a reader hashes a local chunk when it first uses it; workers verify in any case.",
+    ),
+    key(
+        "cache.scrub.interval",
+        SpanOrOff,
+        Fixed("6h"),
+        "How often a worker hashes again, behind and at 256 MiB a second, all that is published, and \
+         loads again what memory has lost; `off` never does.",
     ),
     key(
         "cache.prefault.enabled",

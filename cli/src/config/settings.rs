@@ -50,6 +50,8 @@ pub struct CacheConfig {
     pub size_bytes: u64,
     /// `cache.freshness`; `None` is `snapshot`.
     pub freshness: Option<Duration>,
+    /// `cache.scrub.interval`; `None` is `off`.
+    pub scrub_interval: Option<Duration>,
     /// `cache.verify = "first-touch"`
     pub verify_first_touch: bool,
     /// `cache.prefault.enabled`
@@ -237,6 +239,7 @@ impl Config {
                 location: get.path("cache.location"),
                 size_bytes: get.bytes("cache.size"),
                 freshness: get.optional_span("cache.freshness"),
+                scrub_interval: get.optional_span("cache.scrub.interval"),
                 verify_first_touch: get.text("cache.verify") == "first-touch",
                 prefault: get.bool("cache.prefault.enabled"),
                 pin: get.bool("cache.pin.enabled"),
@@ -597,6 +600,7 @@ impl Getter<'_> {
     fn optional_span(&self, name: &str) -> Option<Duration> {
         match self.value(name) {
             Value::Span(value) => *value,
+            Value::Off => None,
             other => panic!("the key `{name}` is not a span but {other:?}"),
         }
     }

@@ -45,6 +45,8 @@ pub enum Value {
     Integer(u64),
     /// Of the kinds of spans; `None` is `snapshot`.
     Span(Option<Duration>),
+    /// `off`, of [`Kind::SpanOrOff`].
+    Off,
     /// Of [`Kind::Text`], [`Kind::Address`] and [`Kind::Choice`].
     Text(String),
     /// Of [`Kind::Path`].
@@ -63,6 +65,7 @@ impl fmt::Display for Value {
             Value::Integer(value) => write!(f, "{value}"),
             Value::Span(Some(value)) => write!(f, "{}", humantime::format_duration(*value)),
             Value::Span(None) => f.write_str("snapshot"),
+            Value::Off => f.write_str("off"),
             Value::Text(value) => f.write_str(value),
             Value::Path(value) => write!(f, "{}", value.display()),
             Value::Hosts(value) => f.write_str(&value.join(",")),
@@ -113,6 +116,14 @@ pub(super) fn parse(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Span => match parse_span(text)? {
             Duration::ZERO => Err("it must be greater than zero".into()),
             span => Ok(Value::Span(Some(span))),
+        },
+        Kind::SpanOrOff if text == "off" => Ok(Value::Off),
+        Kind::SpanOrOff => match parse_span(text) {
+            Ok(span) if span.is_zero() => {
+                Err("it must be greater than zero; `off` never does it".into())
+            }
+            Ok(span) => Ok(Value::Span(Some(span))),
+            Err(reason) => Err(format!("{reason}, or `off`")),
         },
         Kind::SpanOrSnapshot if text == "snapshot" => Ok(Value::Span(None)),
         Kind::SpanOrSnapshot => match parse_span(text) {
