@@ -3,7 +3,10 @@
 #
 # Installs what the tests need and lack, where that is possible without asking: protobuf-compiler,
 # libprotobuf-dev and build-essential to build, etcd-server and etcd-client for the tests of clusters.
-# Inputs: --quick leaves out documentation, doctests and the slow tests (those named `slow_…`).
+# At the end a bare Debian is made, and the functions with which this script and quickstart.sh install
+# what they need are tried in it (tests/fresh/run.sh); where none can be made, that is said.
+# Inputs: --quick leaves out documentation, doctests, the bare Debian and the slow tests (those named
+#         `slow_…`).
 #         --rdma runs the tests of transfers and of the product over RDMA instead of everything
 #         else: in virtual machines, with builds of their own (tests/rdma/run.sh).
 #         --netns runs, instead of everything else, three workers in network namespaces through
@@ -39,6 +42,9 @@ for argument in "$@"; do
     *) die "unknown argument $argument; expected --quick, --rdma, --netns or --miri" ;;
     esac
 done
+
+# Steps that cannot run on this machine.
+skipped=()
 
 step() {
     say ""
@@ -118,6 +124,20 @@ if ! "$quick"; then
 
     step "documentation"
     RUSTDOCFLAGS="${RUSTDOCFLAGS:-} -D warnings" cargo doc --workspace --no-deps --locked </dev/null
+
+    step "a bare machine"
+    # 77: no bare root can be made here.
+    status=0
+    tests/fresh/run.sh || status=$?
+    case "$status" in
+    0) ;;
+    77) skipped+=("a bare machine") ;;
+    *) die "the scripts do not prepare a bare machine" ;;
+    esac
 fi
 
-step "all passed"
+if [ "${#skipped[@]}" -gt 0 ]; then
+    step "all passed but ${skipped[*]}, which was skipped"
+else
+    step "all passed"
+fi

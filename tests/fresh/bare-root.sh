@@ -14,7 +14,7 @@
 #         --without-apt hides apt-get, as on a machine of another kind;
 #         FRESH_SUITE (default bookworm).
 # Ends with the command's status, or with 77 where no root can be made (the reason is said): not
-# root, no mmdebstrap and none to be had, no network, or Rust that lies in /usr.
+# root, no namespaces, no mmdebstrap and none to be had, no network, or Rust that lies in /usr.
 # Leaves no mount and no process behind.
 set -euo pipefail
 
@@ -47,6 +47,8 @@ rust="$(cd / && rustc --print sysroot)" || skip "rustc does not run"
 if [ ! -x "$rust/bin/cargo" ] || [ "$rust" = /usr ]; then
     skip "Rust lies in $rust, in no folder of its own; install it by rustup"
 fi
+unshare --mount --propagation private --pid --fork --kill-child --mount-proc true 2>/dev/null ||
+    skip "namespaces for mounts and processes are needed, and this machine (a container?) has none"
 cache="${FRESH_CACHE:-${CARGO_TARGET_DIR:-$STOA_ROOT/target}/fresh}"
 mkdir -p -- "$cache/target" "$cache/apt"
 cache="$(cd -- "$cache" && pwd)"
