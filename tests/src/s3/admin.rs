@@ -7,10 +7,9 @@
 //! | `DELETE /_stoa/counts` | starts counting anew |
 //! | `GET /_stoa/faults` | the [`FaultRule`]s in force |
 //! | `PUT /_stoa/faults` | replaces them by the JSON list in the body |
-//! | `PUT /_stoa/list-etags` | `true` or `false` in the body: whether LIST names etags |
+//! | `PUT /_stoa/habits` | takes the [`Habits`] in the JSON body |
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::error_handling::HandleError;
@@ -24,6 +23,7 @@ use serde::Serialize;
 
 use super::Shared;
 use super::faults::FaultRule;
+use super::habits::{Habits, redress};
 
 /// The admin endpoint in front of the S3 service.
 pub(crate) fn router(shared: Arc<Shared>, service: S3Service) -> Router {
@@ -35,9 +35,10 @@ pub(crate) fn router(shared: Arc<Shared>, service: S3Service) -> Router {
         .route("/_stoa/counts", get(counts).delete(forget))
         .route("/_stoa/log", get(log))
         .route("/_stoa/faults", get(faults).put(set_faults))
-        .route("/_stoa/list-etags", axum::routing::put(set_list_etags))
-        .with_state(shared)
+        .route("/_stoa/habits", axum::routing::put(set_habits))
+        .with_state(Arc::clone(&shared))
         .fallback_service(service)
+        .layer(axum::middleware::from_fn_with_state(shared, redress))
 }
 
 fn json(value: &impl Serialize) -> Response {
@@ -77,12 +78,15 @@ async fn set_faults(State(shared): State<Arc<Shared>>, body: String) -> Response
     }
 }
 
-async fn set_list_etags(State(shared): State<Arc<Shared>>, body: String) -> Response {
-    match body.trim().parse() {
-        Ok(named) => {
-            shared.list_etags.store(named, Ordering::Relaxed);
+async fn set_habits(State(shared): State<Arc<Shared>>, body: String) -> Response {
+    match serde_json::from_str::<Habits>(&body) {
+        Ok(habits) => {
+            shared.habits.set(habits);
             StatusCode::NO_CONTENT.into_response()
         }
-        Err(_) => (StatusCode::BAD_REQUEST, "expected true or false\n").into_response(),
+        Err(error) => {
+            let text = format!("expected habits as JSON: {error}\n");
+            (StatusCode::BAD_REQUEST, text).into_response()
+        }
     }
 }

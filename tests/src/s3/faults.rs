@@ -13,7 +13,7 @@ use super::ledger::Kind;
 pub enum Effect {
     /// It is answered later, by so many milliseconds.
     DelayMs(u64),
-    /// It is answered with this HTTP error status (500 to 599, or 403, 404, 429).
+    /// It is answered with this HTTP error status (500 to 599, or 400, 403, 404, 429).
     Status(u16),
     /// The connection is cut after so many bytes of the body.
     ResetAfter(u64),
@@ -34,6 +34,9 @@ pub struct FaultRule {
     /// So many matching requests pass unharmed first.
     #[serde(default)]
     pub skip: u64,
+    /// Only each so-manyth is concerned; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
     /// So many are concerned; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
@@ -48,6 +51,7 @@ impl FaultRule {
             kind: None,
             key: None,
             skip: 0,
+            every: None,
             times: None,
             effect,
         }
@@ -71,6 +75,13 @@ impl FaultRule {
         self
     }
 
+    /// Lets all but each `nth` matching request pass.
+    pub fn each(mut self, nth: u64) -> FaultRule {
+        self.every = Some(nth);
+        self.skip = nth.saturating_sub(1);
+        self
+    }
+
     /// Ends it after so many requests.
     pub fn times(mut self, times: u64) -> FaultRule {
         self.times = Some(times);
@@ -88,6 +99,7 @@ impl FaultRule {
             self.skip -= 1;
             return false;
         }
+        self.skip = self.every.map_or(0, |every| every.saturating_sub(1));
         match &mut self.times {
             Some(0) => false,
             Some(left) => {
@@ -170,6 +182,16 @@ mod tests {
             faults.decide(Kind::Head, "x").delay,
             Duration::from_millis(7)
         );
+    }
+
+    #[test]
+    fn each_third_request_is_struck() {
+        let faults = Faults::default();
+        faults.set(vec![FaultRule::always(Effect::Status(503)).each(3)]);
+        let struck: Vec<bool> = (0..7)
+            .map(|_| faults.decide(Kind::Get, "x").effect.is_some())
+            .collect();
+        assert_eq!(struck, [false, false, true, false, false, true, false]);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! - a strong etag (MD5 of the content) in GET, HEAD and LIST alike, whoever wrote the file;
 //! - `If-Match` and `If-None-Match`, answered with 412 and 304;
 //! - counts of requests and bytes by kind and by key, and a log of the ranges asked for;
-//! - delays, error statuses, connections cut in the middle of a body, and bodies that are short.
+//! - delays, error statuses, connections cut in the middle of a body, and bodies that are short;
+//! - the habits of stores of other makes: etags without quotes or none, conditions that are refused
+//!   or ignored, small pages, waits that are asked for.
 //!
 //! A test holds a [`S3Server`]; other processes reach the same switches over HTTP under
 //! `/_stoa/` (no bucket can have that name), see [`admin`].
@@ -14,13 +16,14 @@
 pub mod admin;
 mod etags;
 pub mod faults;
+pub mod habits;
 pub mod ledger;
 mod service;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +35,7 @@ use s3s_fs::FileSystem;
 use tokio::runtime::Runtime;
 
 pub use faults::{Effect, FaultRule};
+pub use habits::{Conditions, EtagStyle, Habits};
 pub use ledger::{Access, Counts, Kind, Snapshot};
 
 use crate::{Error, Result, Tried, wait};
@@ -74,8 +78,7 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) faults: Faults,
     pub(crate) etags: Etags,
-    /// Whether LIST answers name etags; some stores' do not.
-    pub(crate) list_etags: AtomicBool,
+    pub(crate) habits: habits::Current,
     temporary: AtomicU64,
 }
 
@@ -119,7 +122,7 @@ impl S3Server {
             ledger: Ledger::default(),
             faults: Faults::default(),
             etags: Etags::default(),
-            list_etags: AtomicBool::new(true),
+            habits: habits::Current::default(),
             temporary: AtomicU64::new(0),
         });
         let mut server = S3Server {
@@ -309,9 +312,9 @@ impl S3Server {
         self.shared.faults.set(rules);
     }
 
-    /// Whether LIST answers name etags (they do unless told otherwise).
-    pub fn set_list_etags(&self, named: bool) {
-        self.shared.list_etags.store(named, Ordering::Relaxed);
+    /// Replaces the habits; the default ones are none.
+    pub fn set_habits(&self, habits: Habits) {
+        self.shared.habits.set(habits);
     }
 }
 

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
+use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
 use futures::stream;
 use s3s::dto::*;
@@ -15,6 +15,7 @@ use s3s_fs::FileSystem;
 
 use super::Shared;
 use super::faults::{Effect, Fate};
+use super::habits::Conditions;
 use super::ledger::{Access, Kind};
 
 /// How many bytes of a body are read from the file at a time.
@@ -66,7 +67,10 @@ impl Honest {
             tokio::time::sleep(fate.delay).await;
         }
         match fate.effect {
-            Some(Effect::Status(status)) => Err(request.refuse(injected(status))),
+            Some(Effect::Status(status)) => {
+                let retry_after = self.shared.habits.get().retry_after;
+                Err(request.refuse(injected(status, retry_after.as_deref())))
+            }
             _ => Ok(request),
         }
     }
@@ -127,8 +131,9 @@ impl Request<'_> {
 }
 
 /// The error of an injected status.
-fn injected(status: u16) -> S3Error {
+fn injected(status: u16, retry_after: Option<&str>) -> S3Error {
     let code = match status {
+        400 => S3ErrorCode::RequestTimeout,
         403 => S3ErrorCode::AccessDenied,
         404 => S3ErrorCode::NoSuchKey,
         503 => S3ErrorCode::SlowDown,
@@ -137,6 +142,9 @@ fn injected(status: u16) -> S3Error {
     let mut error = S3Error::with_message(code, "injected by the test");
     if let Ok(status) = axum::http::StatusCode::from_u16(status) {
         error.set_status_code(status);
+    }
+    if let Some(Ok(wait)) = retry_after.map(HeaderValue::from_str) {
+        error.set_headers(HeaderMap::from_iter([(header::RETRY_AFTER, wait)]));
     }
     error
 }
@@ -194,6 +202,39 @@ fn check(
     Ok(())
 }
 
+/// Whether `If-Match` is written as the standard has it, which `s3s` does not insist on.
+fn is_quoted(headers: &HeaderMap) -> bool {
+    let text = headers.get(header::IF_MATCH).map(HeaderValue::as_bytes);
+    text.is_some_and(|text| text.starts_with(b"\"") || text.starts_with(b"W/") || text == b"*")
+}
+
+/// What is left to compare of an `If-Match` under these habits.
+fn condition(
+    habit: Conditions,
+    if_match: Option<&ETagCondition>,
+    is_quoted: bool,
+) -> S3Result<Option<&ETagCondition>> {
+    match (habit, if_match) {
+        (Conditions::Ignored, _) | (_, None) => Ok(None),
+        (Conditions::Checked, _) if !is_quoted => Err(s3_error!(PreconditionFailed, "unquoted")),
+        (Conditions::Checked, condition) => Ok(condition),
+        (Conditions::Unquoted, Some(_)) => Err(s3_error!(PreconditionFailed, "quoted")),
+        (Conditions::Refused, Some(_)) => Err(s3_error!(NotImplemented, "If-Match is unknown")),
+    }
+}
+
+/// A continuation token with what is lost where it is encoded once too little or too often.
+fn dressed_token(token: String) -> String {
+    format!("+{token}%2B=")
+}
+
+fn bare_token(token: &str) -> S3Result<String> {
+    let bare = token
+        .strip_prefix('+')
+        .and_then(|rest| rest.strip_suffix("%2B="));
+    Ok(bare.ok_or_else(|| s3_error!(InvalidToken))?.to_owned())
+}
+
 /// The bytes `start..end` of a file as a body, cut by an error after `cut` bytes if given.
 fn body(file: Arc<File>, start: u64, end: u64, cut: Option<u64>) -> StreamingBlob {
     let stop = cut.map_or(end, |cut| end.min(start + cut));
@@ -227,16 +268,18 @@ impl S3 for Honest {
         &self,
         req: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
-        let input = req.input;
+        let is_quoted = is_quoted(&req.headers);
+        let mut input = req.input;
+        let habits = self.shared.habits.get();
         let mut request = self.arrive(Kind::Get, &input.bucket, &input.key).await?;
         request.access.if_match = input.if_match.is_some();
+        if habits.ignores_ranges {
+            input.range = None;
+        }
         let result = async {
             let opened = self.open(&input.bucket, &input.key).await?;
-            check(
-                &opened.etag,
-                input.if_match.as_ref(),
-                input.if_none_match.as_ref(),
-            )?;
+            let if_match = condition(habits.conditions, input.if_match.as_ref(), is_quoted)?;
+            check(&opened.etag, if_match, input.if_none_match.as_ref())?;
             let range = match input.range {
                 Some(range) => range.check(opened.size)?,
                 None => 0..opened.size,
@@ -267,7 +310,7 @@ impl S3 for Honest {
             content_length: Some((end - range.start).cast_signed()),
             content_range,
             accept_ranges: Some("bytes".to_owned()),
-            e_tag: Some(opened.etag),
+            e_tag: habits.get_etags.dress(opened.etag),
             last_modified: Some(opened.modified),
             ..Default::default()
         };
@@ -278,20 +321,19 @@ impl S3 for Honest {
         &self,
         req: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
+        let is_quoted = is_quoted(&req.headers);
         let input = req.input;
+        let habits = self.shared.habits.get();
         let mut request = self.arrive(Kind::Head, &input.bucket, &input.key).await?;
         request.access.if_match = input.if_match.is_some();
         let result = async {
             let opened = self.open(&input.bucket, &input.key).await?;
-            check(
-                &opened.etag,
-                input.if_match.as_ref(),
-                input.if_none_match.as_ref(),
-            )?;
+            let if_match = condition(habits.conditions, input.if_match.as_ref(), is_quoted)?;
+            check(&opened.etag, if_match, input.if_none_match.as_ref())?;
             Ok(S3Response::new(HeadObjectOutput {
                 content_length: Some(opened.size.cast_signed()),
                 accept_ranges: Some("bytes".to_owned()),
-                e_tag: Some(opened.etag),
+                e_tag: habits.get_etags.dress(opened.etag),
                 last_modified: Some(opened.modified),
                 ..Default::default()
             }))
@@ -302,18 +344,37 @@ impl S3 for Honest {
 
     async fn list_objects_v2(
         &self,
-        req: S3Request<ListObjectsV2Input>,
+        mut req: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
         let bucket = req.input.bucket.clone();
         let prefix = req.input.prefix.clone().unwrap_or_default();
         let request = self.arrive(Kind::List, &bucket, &prefix).await?;
+        let habits = self.shared.habits.get();
+        if habits.page_keys.is_some() {
+            req.input.max_keys = habits.page_keys;
+        }
+        let is_first = req.input.continuation_token.is_none();
         let result = async {
+            if let Some(token) = &mut req.input.continuation_token {
+                *token = bare_token(token)?;
+            }
             let mut response = self.files.list_objects_v2(req).await?;
-            if self.shared.list_etags.load(Ordering::Relaxed) {
-                for object in response.output.contents.iter_mut().flatten() {
-                    let key = object.key.clone().unwrap_or_default();
-                    object.e_tag = self.etag(&bucket, &key).await?;
-                }
+            response.output.next_continuation_token =
+                response.output.next_continuation_token.map(dressed_token);
+            for object in response.output.contents.iter_mut().flatten() {
+                let key = object.key.clone().unwrap_or_default();
+                let etag = self.etag(&bucket, &key).await?;
+                object.e_tag = etag.and_then(|etag| habits.list_etags.dress(etag));
+            }
+            if is_first {
+                let beside = habits.listed_beside.into_iter().map(|key| Object {
+                    size: Some(i64::from(!key.ends_with('/'))),
+                    key: Some(key),
+                    last_modified: Some(std::time::SystemTime::UNIX_EPOCH.into()),
+                    ..Default::default()
+                });
+                let contents = response.output.contents.get_or_insert_default();
+                contents.extend(beside);
             }
             Ok(response)
         };

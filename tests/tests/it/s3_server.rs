@@ -9,7 +9,7 @@ use object_store::{
     Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
 use stoa_tests::http;
-use stoa_tests::s3::{Effect, FaultRule, Kind, S3Options, S3Server};
+use stoa_tests::s3::{Conditions, Effect, EtagStyle, FaultRule, Habits, Kind, S3Options, S3Server};
 
 /// A server with bucket `bucket`, and a client that does not retry.
 struct Store {
@@ -108,7 +108,10 @@ async fn one_content_has_one_etag_in_every_answer() {
     assert_eq!(store.server.read("bucket", "dir/object").unwrap(), "third");
 
     // A store whose lists name no etags is one call away.
-    store.server.set_list_etags(false);
+    store.server.set_habits(Habits {
+        list_etags: EtagStyle::Missing,
+        ..Habits::default()
+    });
     assert_eq!(listed().await, None);
 }
 
@@ -214,4 +217,62 @@ async fn a_stopped_store_is_gone_and_comes_back() {
     store.server.restart().unwrap();
     store.client.head(&path).await.unwrap();
     assert_eq!(store.server.counts().of(Kind::Head).requests, 2);
+}
+
+/// A store of another make writes etags and takes conditions as it is used to.
+#[tokio::test]
+async fn habits_are_those_that_were_ordered() {
+    let store = store();
+    store.server.put("bucket", "a", b"content").unwrap();
+    store.server.put("bucket", "b", b"content").unwrap();
+    let path = Path::from("a");
+    let etag = store.client.head(&path).await.unwrap().e_tag.unwrap();
+    let bare = etag.trim_matches('"').to_owned();
+    let listed = async || {
+        let all: Vec<_> = store.client.list(None).try_collect().await.unwrap();
+        assert_eq!(all.len(), 2, "{all:?}");
+        all[0].e_tag.clone()
+    };
+    let habits = |style| Habits {
+        list_etags: style,
+        get_etags: style,
+        page_keys: Some(1),
+        ..Habits::default()
+    };
+    for (style, expected) in [
+        (EtagStyle::Quoted, Some(etag.clone())),
+        (EtagStyle::Bare, Some(bare)),
+        (EtagStyle::Weak, Some(format!("W/{etag}"))),
+        (EtagStyle::Missing, None),
+    ] {
+        store.server.set_habits(habits(style));
+        store.server.forget();
+        assert_eq!(listed().await, expected, "{style:?}");
+        assert_eq!(store.server.counts().of(Kind::List).requests, 2);
+        assert_eq!(store.client.head(&path).await.unwrap().e_tag, expected);
+        let got = store.client.get(&path).await.unwrap();
+        assert_eq!(got.meta.e_tag, expected);
+        assert_eq!(got.bytes().await.unwrap(), "content");
+    }
+    for (conditions, right, wrong) in [
+        (Conditions::Checked, 206, 412),
+        (Conditions::Unquoted, 412, 412),
+        (Conditions::Refused, 501, 501),
+        (Conditions::Ignored, 206, 206),
+    ] {
+        store.server.set_habits(Habits {
+            conditions,
+            ..Habits::default()
+        });
+        store.server.forget();
+        let _ = store.client.get_opts(&path, matching(&etag, 0..2)).await;
+        let _ = store.client.get_opts(&path, matching("\"x\"", 0..2)).await;
+        let statuses: Vec<u16> = store.server.log().iter().map(|line| line.status).collect();
+        assert_eq!(statuses, [right, wrong], "{conditions:?}");
+    }
+    store.server.set_habits(Habits {
+        ignores_ranges: true,
+        ..Habits::default()
+    });
+    assert!(store.client.get_range(&path, 0..2).await.is_err());
 }
