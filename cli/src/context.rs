@@ -89,6 +89,7 @@ impl Context {
             coalesce_gap_bytes: origin.coalesce_gap_bytes,
             request_bytes_max: origin.request_bytes,
             attempts: origin.attempts,
+            retry_time: origin.retry_time,
             timeout: origin.timeout,
             ..OriginLimits::default()
         }

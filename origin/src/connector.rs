@@ -1,25 +1,82 @@
-//! HTTP clients for stores: object_store's own, except that redirects are refused.
+//! HTTP clients for stores: object_store's own, except that redirects are refused, and that
+//! answers which are no content keep their meaning.
 //!
 //! A store's address comes from local configuration. A redirect would let whoever answers there
 //! send us, and what we sign, somewhere else.
 
-use object_store::client::{ClientConfigKey, HttpClient, HttpConnector};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use object_store::client::{
+    ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest,
+    HttpResponse, HttpService,
+};
 use object_store::{ClientOptions, Error, Result};
+use reqwest::header::{RANGE, RETRY_AFTER};
+
+use crate::answer::Answer;
 
 /// Makes HTTP clients that follow no redirect.
-#[derive(Debug, Default)]
-pub(crate) struct NoRedirectConnector;
+#[derive(Debug)]
+pub(crate) struct NoRedirectConnector {
+    /// Whether answers that are no content become errors that hold an [`Answer`]: for callers who
+    /// understand it. Others get what object_store makes of them.
+    pub(crate) tells_answers: bool,
+}
+
+/// A client whose answers are content, or an [`Answer`] as the error, or one of the few statuses
+/// that object_store itself tells apart.
+#[derive(Debug)]
+struct Plain {
+    client: HttpClient,
+    allow_http: bool,
+    tells_answers: bool,
+}
+
+#[async_trait]
+impl HttpService for Plain {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        // Of this kind object_store's own retries ask no second time.
+        let none = |answer| Err(HttpError::new(HttpErrorKind::Unknown, answer));
+        if !self.allow_http && request.uri().scheme_str() == Some("http") {
+            return none(Answer::PlainHttp);
+        }
+        let has_range = request.headers().contains_key(RANGE);
+        let response = self.client.execute(request).await?;
+        let status = response.status().as_u16();
+        if !self.tells_answers {
+            return Ok(response);
+        }
+        if has_range && status == 200 {
+            return none(Answer::WholeObject);
+        }
+        if Answer::is_passed_on(status) {
+            return Ok(response);
+        }
+        let header = response.headers().get(RETRY_AFTER);
+        let retry_after = header.and_then(|text| Some(text.to_str().ok()?.to_owned()));
+        let body = response.into_body().bytes().await.unwrap_or_default();
+        let body = String::from_utf8_lossy(&body);
+        none(Answer::of_status(
+            status,
+            &body,
+            retry_after.as_deref(),
+            SystemTime::now(),
+        ))
+    }
+}
 
 impl HttpConnector for NoRedirectConnector {
     fn connect(&self, options: &ClientOptions) -> Result<HttpClient> {
         let value = |key: ClientConfigKey| options.get_config_value(&key);
         let is_set = |key| value(key).as_deref() == Some("true");
+        let allow_http = is_set(ClientConfigKey::AllowHttp);
         let duration = |key| value(key).and_then(|text| humantime::parse_duration(&text).ok());
 
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("stoa/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
-            .https_only(!is_set(ClientConfigKey::AllowHttp));
+            .https_only(!allow_http);
         if let Some(headers) = options.get_default_headers() {
             builder = builder.default_headers(headers.clone());
         }
@@ -55,7 +112,12 @@ impl HttpConnector for NoRedirectConnector {
         }
         // A compressed body has another length than the range that was asked for.
         builder = builder.no_gzip().no_brotli().no_zstd().no_deflate();
-        Ok(HttpClient::new(builder.build().map_err(client_error)?))
+        let client = HttpClient::new(builder.build().map_err(client_error)?);
+        Ok(HttpClient::new(Plain {
+            client,
+            allow_http,
+            tells_answers: self.tells_answers,
+        }))
     }
 }
 
@@ -98,7 +160,8 @@ mod tests {
             .head(&format!("http://{address}"), "x")
             .await
             .unwrap_err();
-        assert!(matches!(error, crate::Error::Request { .. }), "{error:?}");
+        assert!(matches!(error, crate::Error::Refused { .. }), "{error:?}");
+        assert!(error.to_string().contains("302"), "{error}");
         elsewhere.set_nonblocking(true).unwrap();
         assert!(elsewhere.accept().is_err(), "the redirect was followed");
     }

@@ -19,7 +19,7 @@ use object_store::{
 pub struct OriginCounters {
     /// Requests for bytes, retries included.
     pub get_requests: u64,
-    /// Listings, retries included; a listing of many pages counts once.
+    /// Listings, retries included; of stores over the network each page.
     pub list_requests: u64,
     /// Requests for an object's identity, retries included.
     pub head_requests: u64,
@@ -72,7 +72,7 @@ impl Counters {
         self.changed.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn listed(&self) {
+    pub(crate) fn listed(&self) {
         self.list_requests.fetch_add(1, Ordering::Relaxed);
     }
 }

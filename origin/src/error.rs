@@ -1,6 +1,9 @@
 //! What can go wrong between us and an object store.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use crate::answer::Answer;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -97,6 +100,43 @@ pub enum Error {
         /// The object.
         url: String,
     },
+    /// The store's answers do not say which content they are, and nothing else proves it.
+    #[error(
+        "nobody can say which content of {url} is read: the answer carries no etag, and the store \
+         {conditions} If-Match; check whether a proxy drops the ETag header"
+    )]
+    Unidentified {
+        /// The object.
+        url: String,
+        /// What the store does with conditions.
+        conditions: &'static str,
+    },
+    /// The store sends whole objects where parts are asked for.
+    #[error(
+        "{url} cannot be read in parts: the store answers a range with the whole object; use a \
+         store that honours the Range header"
+    )]
+    NoRanges {
+        /// The object.
+        url: String,
+    },
+    /// A store that would be asked in plain text without consent.
+    #[error(
+        "{url} would be asked for over plain http://, which its store does not allow; set \
+         `allow_http = true` for the store (or AWS_ALLOW_HTTP=true), or use an https:// endpoint"
+    )]
+    PlainHttp {
+        /// The object or prefix.
+        url: String,
+    },
+    /// A store that answers a page of a listing with the same page.
+    #[error(
+        "listing {url} does not end: the store answers a continuation token with the same token"
+    )]
+    EndlessListing {
+        /// The prefix.
+        url: String,
+    },
     /// A range that is reversed or reaches past the object's end; a mistake of the caller.
     #[error("range {start}..{end} of {url} is not within its {size} bytes")]
     InvalidRange {
@@ -179,6 +219,9 @@ impl Error {
             | Error::StoreSettings { .. }
             | Error::UnknownSetting { .. }
             | Error::NoIdentity { .. }
+            | Error::Unidentified { .. }
+            | Error::NoRanges { .. }
+            | Error::PlainHttp { .. }
             | Error::Refused { .. } => ErrorKind::Config,
             Error::Changed { .. } => ErrorKind::Changed,
             Error::NotFound { .. } => ErrorKind::NotFound,
@@ -186,7 +229,9 @@ impl Error {
             | Error::Timeout { .. }
             | Error::Request { .. }
             | Error::File { .. } => ErrorKind::Retry,
-            Error::InvalidRange { .. } | Error::Abandoned { .. } => ErrorKind::Other,
+            Error::InvalidRange { .. } | Error::EndlessListing { .. } | Error::Abandoned { .. } => {
+                ErrorKind::Other
+            }
         }
     }
 
@@ -201,10 +246,29 @@ impl Error {
         self
     }
 
+    /// How long the store asks to be left alone before the next attempt.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Error::Request { source, .. } => Answer::within(&**source)?.retry_after(),
+            _ => None,
+        }
+    }
+
     /// Sorts a store's error by what can be done about it.
     pub(crate) fn from_store(url: &str, error: object_store::Error) -> Error {
         use object_store::Error as E;
         let url = url.to_owned();
+        match Answer::within(&error) {
+            Some(Answer::WholeObject) => return Error::NoRanges { url },
+            Some(Answer::PlainHttp) => return Error::PlainHttp { url },
+            Some(answer) if !answer.passes() => {
+                return Error::Refused {
+                    url,
+                    source: Arc::new(error),
+                };
+            }
+            _ => {}
+        }
         match error {
             E::NotFound { .. } => Error::NotFound { url },
             E::InvalidPath { source } => Error::InvalidPath {

@@ -4,17 +4,22 @@
 //!
 //! - **Same identity, same bytes.** [`Origin::read`] returns the bytes of exactly the content that
 //!   an [`ObjectIdentity`] names, or an error. It sends `If-Match` (or asks for the version) and
-//!   compares what the response says; a store that cannot say what it returned is an error.
+//!   compares what the response says; a store that refuses conditions is read by comparison alone,
+//!   and one whose answers prove nothing is an error.
 //! - **One request for one range**, however many callers ask for it at the same time.
-//! - **Everything is bounded**: attempts, back-off, time, bytes in flight.
+//! - **Everything is bounded**: attempts, back-off, the waits that stores ask for, time, bytes in
+//!   flight. There is one layer of retries.
 //! - **Every request is counted once**, in the wrapper that [`Stores`] puts around each store.
 //!
 //! It knows nothing of Parquet, shared memory or etcd.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod coalesce;
 mod connector;
+mod content;
 mod counted;
+mod dialect;
 mod error;
 mod flight;
 mod identity;

@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt};
-use object_store::path::Path;
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::path::{DELIMITER, Path};
 use object_store::{GetOptions, ObjectMeta, ObjectStore};
 
 use crate::error::{Error, Result};
@@ -34,7 +35,7 @@ impl Origin {
     /// [`Error::NoIdentity`] for an object that has neither etag nor version, and what requests
     /// can fail with.
     pub async fn list(&self, location: &Location) -> Result<Vec<ListedObject>> {
-        let store = self.stores().get(&location.store)?;
+        let made = self.stores().made(&location.store)?;
         if !location.directory {
             match self.head_meta(&location.store, &location.path).await {
                 Ok(meta) => return Ok(vec![listed(&location.store, meta)?]),
@@ -43,11 +44,15 @@ impl Origin {
             }
         }
         let prefix = (!location.path.is_root()).then_some(&location.path);
-        let metas = self
-            .retried(&location.url(), LISTING_TIMEOUT, || {
-                list_all(&*store, prefix, location, self.limits().timeout)
-            })
-            .await?;
+        let metas = match &made.pages {
+            Some(pages) => self.list_pages(&**pages, prefix, location).await?,
+            None => {
+                self.retried(&location.url(), LISTING_TIMEOUT, || {
+                    list_all(&*made.store, prefix, location, self.limits().timeout)
+                })
+                .await?
+            }
+        };
         let mut objects: Vec<ListedObject> = futures::stream::iter(
             metas
                 .into_iter()
@@ -69,6 +74,51 @@ impl Origin {
         Ok(objects)
     }
 
+    /// All pages of a listing, each of them a request that is tried as any other: one that fails
+    /// costs no page before it.
+    async fn list_pages(
+        &self,
+        pages: &dyn PaginatedListStore,
+        prefix: Option<&Path>,
+        location: &Location,
+    ) -> Result<Vec<ObjectMeta>> {
+        let url = location.url();
+        let timeout = self.limits().timeout;
+        let prefix = prefix.map(|path| format!("{path}{DELIMITER}"));
+        let all_pages = async {
+            let (mut metas, mut token) = (Vec::new(), None::<String>);
+            loop {
+                let page = self
+                    .retried(&url, timeout, || {
+                        self.stores().live_counters().listed();
+                        let options = PaginatedListOptions {
+                            page_token: token.clone(),
+                            ..Default::default()
+                        };
+                        pages.list_paginated(prefix.as_deref(), options)
+                    })
+                    .await?;
+                metas.extend(page.result.objects);
+                match page.page_token {
+                    None => return Ok(metas),
+                    // Such a listing has no end.
+                    next if next == token => {
+                        return Err(Error::EndlessListing { url: url.clone() });
+                    }
+                    next => token = next,
+                }
+            }
+        };
+        match tokio::time::timeout(LISTING_TIMEOUT, all_pages).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Timeout {
+                url: url.clone(),
+                timeout_ms: LISTING_TIMEOUT.as_millis() as u64,
+                attempts: 1,
+            }),
+        }
+    }
+
     /// The identity of the object at `path` in `store` now.
     ///
     /// # Errors
@@ -79,7 +129,7 @@ impl Origin {
     }
 
     async fn head_meta(&self, store: &str, path: &Path) -> Result<ObjectMeta> {
-        let client = self.stores().get(store)?;
+        let client = self.stores().made(store)?.store;
         let url = object_url(store, path.as_ref());
         let result = self
             .retried(&url, self.limits().timeout, || {

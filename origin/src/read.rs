@@ -2,23 +2,21 @@
 
 use std::future::Future;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use bytes::Bytes;
 use futures::future::try_join_all;
-use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore};
 use tokio::sync::Semaphore;
 
 use crate::coalesce::coalesce;
+use crate::content::attempt;
 use crate::counted::OriginCounters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flight::Flights;
-use crate::identity::{ObjectIdentity, ObjectTag, bare_etag};
+use crate::identity::ObjectIdentity;
 use crate::location::object_path;
-use crate::retry::{Backoff, random_unit};
+use crate::retry::{Backoff, Patience, random_unit};
 use crate::stores::{StoreSettings, Stores};
 
 /// Bounds on what is asked of the stores.
@@ -34,7 +32,9 @@ pub struct OriginLimits {
     pub request_bytes_max: u64,
     /// Attempts for one request, the first included; at least 1.
     pub attempts: u32,
-    /// Waits between attempts.
+    /// Time for the attempts of one request, the waits between them included: none begins later.
+    pub retry_time: Duration,
+    /// Waits between attempts, beside those that a store asks for.
     pub backoff: Backoff,
     /// Deadline of one attempt, to which the time for its bytes at `slowest_bytes_per_second` is
     /// added.
@@ -49,10 +49,11 @@ impl Default for OriginLimits {
             in_flight_bytes_max: 256 << 20,
             requests_max: 64,
             coalesce_gap_bytes: 1 << 20,
-            request_bytes_max: 32 << 20,
-            attempts: 4,
+            request_bytes_max: 16 << 20,
+            attempts: 10,
+            retry_time: Duration::from_secs(60),
             backoff: Backoff::default(),
-            timeout: Duration::from_secs(20),
+            timeout: Duration::from_secs(30),
             slowest_bytes_per_second: 1 << 20,
         }
     }
@@ -61,6 +62,14 @@ impl Default for OriginLimits {
 impl OriginLimits {
     fn deadline(&self, bytes: u64) -> Duration {
         self.timeout + Duration::from_secs(bytes / self.slowest_bytes_per_second.max(1))
+    }
+
+    pub(crate) fn patience(&self) -> Patience<'_> {
+        Patience {
+            attempts: self.attempts,
+            time: self.retry_time,
+            backoff: &self.backoff,
+        }
     }
 }
 
@@ -77,7 +86,14 @@ struct Inner {
     /// Bytes in flight, in units of [`PERMIT_BYTES`].
     bytes: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    /// When it was last said that a store is asked again and again.
+    complained: Mutex<Option<Instant>>,
 }
+
+/// Requests that fail for longer than this are worth a line in the log,
+const COMPLAIN_AFTER: Duration = Duration::from_secs(2);
+/// and so much later another one.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(600);
 
 /// A permit stands for this many bytes, so that its count fits the semaphore.
 const PERMIT_BYTES: u64 = 4096;
@@ -102,6 +118,7 @@ impl Origin {
                 flights: Flights::new(),
                 bytes: Arc::new(Semaphore::new(permits as usize)),
                 requests: Arc::new(Semaphore::new(limits.requests_max.max(1))),
+                complained: Mutex::default(),
                 limits: OriginLimits {
                     attempts: limits.attempts.max(1),
                     requests_max: limits.requests_max.max(1),
@@ -184,6 +201,7 @@ impl Origin {
         E: IntoError,
     {
         let limits = &self.inner.limits;
+        let started = Instant::now();
         let mut attempt = 1;
         loop {
             let error = match tokio::time::timeout(deadline, request()).await {
@@ -195,25 +213,49 @@ impl Origin {
                     attempts: attempt,
                 },
             };
-            match error.kind() {
-                ErrorKind::Retry if attempt < limits.attempts => {}
+            let elapsed = started.elapsed();
+            let wait = match error.kind() {
+                ErrorKind::Retry => {
+                    let asked = error.retry_after();
+                    limits
+                        .patience()
+                        .again(attempt, elapsed, asked, random_unit())
+                }
                 ErrorKind::Changed => {
                     self.inner.stores.live_counters().found_changed();
                     return Err(error);
                 }
-                _ => return Err(error.after(attempt)),
-            }
-            let wait = limits.backoff.wait(attempt, random_unit());
+                _ => None,
+            };
+            let error = error.after(attempt);
+            let Some(wait) = wait else {
+                return Err(error);
+            };
             tracing::debug!(url, attempt, wait_ms = wait.as_millis() as u64, %error, "asking again");
+            if elapsed + wait > COMPLAIN_AFTER && self.complains(Instant::now()) {
+                let seconds = limits.retry_time.as_secs();
+                tracing::warn!(url, attempt, %error, "a store fails; a request is tried for up to {seconds} s");
+            }
             tokio::time::sleep(wait).await;
             self.inner.stores.live_counters().retried();
             attempt += 1;
         }
     }
 
+    /// Whether it is time for another line about failing stores; then it counts as written.
+    fn complains(&self, now: Instant) -> bool {
+        let complained = &self.inner.complained;
+        let mut last = complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| now.duration_since(last) >= COMPLAIN_EVERY);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
+
     /// One merged range, within the bounds on what is in flight.
     async fn fetch(&self, object: &ObjectIdentity, range: Range<u64>) -> Result<Bytes> {
-        let store = self.inner.stores.get(&object.store)?;
+        let made = self.inner.stores.made(&object.store)?;
         let path = object_path(&object.path)?;
         let length = range.end - range.start;
         let limits = &self.inner.limits;
@@ -222,7 +264,7 @@ impl Origin {
         let _bytes = self.inner.bytes.acquire_many(wanted).await;
         let _request = self.inner.requests.acquire().await;
         self.retried(&object.url(), limits.deadline(length), || {
-            attempt(&*store, &path, object, range.clone())
+            attempt(&*made.store, &path, object, range.clone(), &made.dialect)
         })
         .await
     }
@@ -280,158 +322,4 @@ async fn spawned(origin: Origin, object: Arc<ObjectIdentity>, range: Range<u64>)
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(Error::Abandoned { url }),
     }
-}
-
-/// One request for one range, checked in every respect before its bytes are believed.
-async fn attempt(
-    store: &dyn ObjectStore,
-    path: &object_store::path::Path,
-    object: &ObjectIdentity,
-    range: Range<u64>,
-) -> Result<Bytes> {
-    let url = object.url();
-    let mut options = GetOptions::new().with_range(Some(GetRange::Bounded(range.clone())));
-    match &object.tag {
-        // A weak etag never matches an If-Match, so for it only the answer's is compared.
-        ObjectTag::Etag(etag) if !etag.starts_with("W/") => options.if_match = Some(etag.clone()),
-        ObjectTag::Etag(_) => {}
-        ObjectTag::Version(version) => options.version = Some(version.clone()),
-    }
-    let result = match store.get_opts(path, options).await {
-        Ok(result) => result,
-        Err(error) => {
-            return Err(match Error::from_store(&url, error) {
-                Error::Changed { url, found, .. } => Error::Changed {
-                    url,
-                    expected: object.content(),
-                    found,
-                },
-                error => error,
-            });
-        }
-    };
-    if let Some(found) = difference(object, &result.meta) {
-        return Err(Error::Changed {
-            url,
-            expected: object.content(),
-            found,
-        });
-    }
-    let short = |found: u64| Error::ShortBody {
-        url: url.clone(),
-        start: range.start,
-        expected: range.end - range.start,
-        found,
-        attempts: 1,
-    };
-    if result.range != range {
-        return Err(short(result.range.end.saturating_sub(result.range.start)));
-    }
-    let body = body(result, object, &range).await?;
-    if body.len() as u64 != range.end - range.start {
-        return Err(short(body.len() as u64));
-    }
-    Ok(body)
-}
-
-/// What the answer says about its content, if that is not what was expected.
-fn difference(object: &ObjectIdentity, meta: &ObjectMeta) -> Option<String> {
-    let found_tag = match (&object.tag, &meta.e_tag, &meta.version) {
-        (ObjectTag::Etag(expected), Some(found), _) if bare_etag(expected) == bare_etag(found) => {
-            None
-        }
-        (ObjectTag::Etag(_), Some(found), _) => Some(format!("etag {found}")),
-        // Without an etag in the answer nobody knows what it is.
-        (ObjectTag::Etag(_), None, _) => Some("no etag".to_owned()),
-        (ObjectTag::Version(expected), _, Some(found)) if expected != found => {
-            Some(format!("version {found}"))
-        }
-        // The version was asked for by name; it is immutable.
-        (ObjectTag::Version(_), _, _) => None,
-    };
-    match found_tag {
-        Some(tag) => Some(format!("{tag}, {} bytes", meta.size)),
-        None if meta.size != object.size => Some(format!("{}, {} bytes", object.tag, meta.size)),
-        None => None,
-    }
-}
-
-async fn body(result: GetResult, object: &ObjectIdentity, range: &Range<u64>) -> Result<Bytes> {
-    let url = object.url();
-    let length = (range.end - range.start) as usize;
-    match result.payload {
-        GetResultPayload::File(file, _) => {
-            let modified: SystemTime = result.meta.last_modified.into();
-            let (start, expected, size) = (range.start, object.content(), object.size);
-            tokio::task::spawn_blocking(move || {
-                read_file(&file, start, length, modified, size).map_err(|error| match error {
-                    FileError::Changed(found) => Error::Changed {
-                        url,
-                        expected,
-                        found,
-                    },
-                    FileError::Io(source) => Error::File {
-                        url,
-                        source: Arc::new(source),
-                    },
-                })
-            })
-            .await
-            .unwrap_or_else(|_| Err(Error::Abandoned { url: object.url() }))
-        }
-        GetResultPayload::Stream(mut stream) => {
-            let mut whole = Bytes::new();
-            let mut parts = BytesMut::new();
-            while let Some(part) = stream.next().await {
-                let part = part.map_err(|error| Error::from_store(&url, error))?;
-                if whole.is_empty() && parts.is_empty() {
-                    // Most small bodies come in one piece, which needs no copy.
-                    whole = part;
-                    continue;
-                }
-                if parts.is_empty() {
-                    parts.reserve(length);
-                    parts.extend_from_slice(&whole);
-                    whole = Bytes::new();
-                }
-                parts.extend_from_slice(&part);
-                if parts.len() > length {
-                    break;
-                }
-            }
-            Ok(if parts.is_empty() {
-                whole
-            } else {
-                parts.freeze()
-            })
-        }
-    }
-}
-
-enum FileError {
-    Changed(String),
-    Io(std::io::Error),
-}
-
-/// Reads a local file, and looks afterwards whether it was written meanwhile: its tag was taken
-/// when it was opened, and nothing keeps others from writing into it.
-fn read_file(
-    file: &std::fs::File,
-    start: u64,
-    length: usize,
-    modified: SystemTime,
-    size: u64,
-) -> Result<Bytes, FileError> {
-    let mut bytes = vec![0; length];
-    let read = file.read_exact_at(&mut bytes, start);
-    let after = file.metadata().map_err(FileError::Io)?;
-    let modified_after = after.modified().map_err(FileError::Io)?;
-    if after.len() != size || modified_after != modified {
-        return Err(FileError::Changed(format!(
-            "{} bytes written while they were read",
-            after.len()
-        )));
-    }
-    read.map_err(FileError::Io)?;
-    Ok(bytes.into())
 }

@@ -8,6 +8,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
+use object_store::list::PaginatedListStore;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::{ClientConfigKey, ObjectStore, ObjectStoreScheme, RetryConfig};
@@ -15,7 +16,9 @@ use url::Url;
 
 use crate::connector::NoRedirectConnector;
 use crate::counted::{CountedStore, Counters, OriginCounters};
+use crate::dialect::Dialect;
 use crate::error::{Error, Result};
+use crate::read::OriginLimits;
 
 /// Schemes that need no registration, as they appear in messages.
 const SCHEMES: [&str; 7] = ["file:", "memory:", "s3:", "gs:", "az:", "http:", "https:"];
@@ -97,8 +100,48 @@ pub struct Stores {
 
 struct Inner {
     settings: StoreSettings,
-    made: Mutex<BTreeMap<String, Arc<dyn ObjectStore>>>,
+    made: Mutex<BTreeMap<String, Made>>,
+    /// Clients of those among them that are reached over a network, with retries of their own.
+    patient: Mutex<BTreeMap<String, Arc<dyn ObjectStore>>>,
     counters: Arc<Counters>,
+}
+
+/// A store, and what reads need beside it.
+#[derive(Clone)]
+pub(crate) struct Made {
+    /// Its requests are counted. It tries each of them once: whoever reads tries again.
+    pub(crate) store: Arc<dyn ObjectStore>,
+    /// Its listings by the page, where it has pages; to be counted by the caller.
+    pub(crate) pages: Option<Arc<dyn PaginatedListStore>>,
+    /// How it takes conditions.
+    pub(crate) dialect: Arc<Dialect>,
+    /// Whether it was made here, to be reached over a network.
+    is_ours: bool,
+}
+
+/// A client as it was made.
+struct Client {
+    store: Arc<dyn ObjectStore>,
+    pages: Option<Arc<dyn PaginatedListStore>>,
+    is_http: bool,
+}
+
+impl Client {
+    fn local(store: impl ObjectStore) -> Client {
+        Client {
+            store: Arc::new(store),
+            pages: None,
+            is_http: false,
+        }
+    }
+
+    fn with_pages<S: ObjectStore + PaginatedListStore>(store: Arc<S>) -> Client {
+        Client {
+            store: store.clone(),
+            pages: Some(store),
+            is_http: true,
+        }
+    }
 }
 
 impl Stores {
@@ -108,6 +151,7 @@ impl Stores {
             inner: Arc::new(Inner {
                 settings,
                 made: Mutex::default(),
+                patient: Mutex::default(),
                 counters: Arc::default(),
             }),
         }
@@ -115,18 +159,47 @@ impl Stores {
 
     /// Uses `store` for the root URL `root` (`s3://bucket`) from now on.
     pub fn register(&self, root: &str, store: Arc<dyn ObjectStore>) {
-        let counted = self.counted(store);
-        self.made().insert(normalised(root), counted);
+        let made = self.counted(Client {
+            store,
+            pages: None,
+            is_http: false,
+        });
+        self.made_stores().insert(normalised(root), made);
     }
 
-    /// The store with the root URL `root`.
+    /// The store with the root URL `root`, for readers other than [`Origin`](crate::Origin): over
+    /// a network it tries each request again by itself, which counts as one.
     ///
     /// # Errors
     /// [`Error::UnknownStore`] for a root that is not registered and has no known scheme,
     /// [`Error::StoreSettings`] and [`Error::UnknownSetting`] for settings that make no client.
     pub fn get(&self, root: &str) -> Result<Arc<dyn ObjectStore>> {
+        let made = self.made(root)?;
+        if !made.is_ours {
+            return Ok(made.store);
+        }
         let root = normalised(root);
-        let mut made = self.made();
+        let mut patient = self
+            .inner
+            .patient
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = patient.get(&root) {
+            return Ok(store.clone());
+        }
+        let client = self.make(&root, Vec::new, Retries::OfTheClient)?;
+        let store = self.counted(client).store;
+        patient.insert(root, store.clone());
+        Ok(store)
+    }
+
+    /// The store that [`Origin`](crate::Origin) asks, with what reads need beside it.
+    ///
+    /// # Errors
+    /// As [`Stores::get`].
+    pub(crate) fn made(&self, root: &str) -> Result<Made> {
+        let root = normalised(root);
+        let mut made = self.made_stores();
         if let Some(store) = made.get(&root) {
             return Ok(store.clone());
         }
@@ -139,8 +212,7 @@ impl Stores {
             known.extend(SCHEMES.map(|scheme| format!("{scheme}//…")));
             known
         };
-        let store = self.make(&root, known)?;
-        let counted = self.counted(store);
+        let counted = self.counted(self.make(&root, known, Retries::None)?);
         made.insert(root, counted.clone());
         Ok(counted)
     }
@@ -154,18 +226,29 @@ impl Stores {
         &self.inner.counters
     }
 
-    fn made(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<dyn ObjectStore>>> {
+    fn made_stores(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Made>> {
         self.inner
             .made
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn counted(&self, store: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
-        Arc::new(CountedStore::new(store, self.inner.counters.clone()))
+    fn counted(&self, client: Client) -> Made {
+        let counters = self.inner.counters.clone();
+        Made {
+            store: Arc::new(CountedStore::new(client.store, counters)),
+            pages: client.pages,
+            dialect: Arc::new(Dialect::new(client.is_http)),
+            is_ours: client.is_http,
+        }
     }
 
-    fn make(&self, root: &str, known: impl Fn() -> Vec<String>) -> Result<Arc<dyn ObjectStore>> {
+    fn make(
+        &self,
+        root: &str,
+        known: impl Fn() -> Vec<String>,
+        retries: Retries,
+    ) -> Result<Client> {
         let unknown = || Error::UnknownStore {
             store: root.to_owned(),
             known: known(),
@@ -181,8 +264,10 @@ impl Stores {
             ($builder:expr, $key:ty) => {{
                 let mut builder = $builder
                     .with_url(url.to_string())
-                    .with_retry(no_retries())
-                    .with_http_connector(NoRedirectConnector);
+                    .with_retry(retries.config())
+                    .with_http_connector(NoRedirectConnector {
+                        tells_answers: retries == Retries::None,
+                    });
                 for (key, value) in &environment {
                     if let Ok(key) = key.parse::<$key>() {
                         builder = builder.with_config(key, value);
@@ -202,21 +287,28 @@ impl Stores {
             }};
         }
         Ok(match scheme {
-            ObjectStoreScheme::Local => Arc::new(LocalFileSystem::new()),
-            ObjectStoreScheme::Memory => Arc::new(InMemory::new()),
-            ObjectStoreScheme::AmazonS3 => configured!(AmazonS3Builder::new(), AmazonS3ConfigKey),
-            ObjectStoreScheme::GoogleCloudStorage => {
-                configured!(GoogleCloudStorageBuilder::new(), GoogleConfigKey)
+            ObjectStoreScheme::Local => Client::local(LocalFileSystem::new()),
+            ObjectStoreScheme::Memory => Client::local(InMemory::new()),
+            ObjectStoreScheme::AmazonS3 => {
+                Client::with_pages(configured!(AmazonS3Builder::new(), AmazonS3ConfigKey))
             }
+            ObjectStoreScheme::GoogleCloudStorage => Client::with_pages(configured!(
+                GoogleCloudStorageBuilder::new(),
+                GoogleConfigKey
+            )),
             ObjectStoreScheme::MicrosoftAzure => {
-                configured!(MicrosoftAzureBuilder::new(), AzureConfigKey)
+                Client::with_pages(configured!(MicrosoftAzureBuilder::new(), AzureConfigKey))
             }
             ObjectStoreScheme::Http => {
                 // Who writes http:// means it; nothing secret is sent there unless configured.
                 let plain = url.scheme() == "http";
                 let builder =
                     HttpBuilder::new().with_config(ClientConfigKey::AllowHttp, plain.to_string());
-                configured!(builder, ClientConfigKey)
+                Client {
+                    store: configured!(builder, ClientConfigKey),
+                    pages: None,
+                    is_http: true,
+                }
             }
             _ => return Err(unknown()),
         })
@@ -227,16 +319,34 @@ impl fmt::Debug for Stores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stores")
             .field("settings", &self.inner.settings)
-            .field("made", &self.made().keys().collect::<Vec<_>>())
+            .field("made", &self.made_stores().keys().collect::<Vec<_>>())
             .finish()
     }
 }
 
-/// `Origin` retries, with one bound for all stores; a second layer would multiply it.
-fn no_retries() -> RetryConfig {
-    RetryConfig {
-        max_retries: 0,
-        ..RetryConfig::default()
+/// Who tries a request again: there is one layer of retries, a second one would multiply it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retries {
+    /// [`Origin`](crate::Origin) does, with one bound for all stores.
+    None,
+    /// The client does, for readers that do not.
+    OfTheClient,
+}
+
+impl Retries {
+    fn config(self) -> RetryConfig {
+        let limits = OriginLimits::default();
+        match self {
+            Retries::None => RetryConfig {
+                max_retries: 0,
+                ..RetryConfig::default()
+            },
+            Retries::OfTheClient => RetryConfig {
+                max_retries: limits.attempts as usize - 1,
+                retry_timeout: limits.retry_time,
+                ..RetryConfig::default()
+            },
+        }
     }
 }
 

@@ -391,8 +391,14 @@ pub const KEYS: &[Key] = &[
     key(
         "origin.attempts",
         Integer { min: 1, max: 100 },
-        Fixed("5"),
-        "How often a request to an object store is tried before it fails.",
+        Fixed("10"),
+        "How often a request to an object store is tried before it fails; the waits between grow to 10 s, and a store's Retry-After is heeded up to 30 s.",
+    ),
+    key(
+        "origin.retry.time",
+        Span,
+        Fixed("60s"),
+        "How long a request to an object store is tried again, waits included; no attempt begins later.",
     ),
     key(
         "origin.timeout",

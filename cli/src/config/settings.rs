@@ -186,6 +186,8 @@ pub struct OriginConfig {
     pub request_bytes: u64,
     /// `origin.attempts`
     pub attempts: u32,
+    /// `origin.retry.time`
+    pub retry_time: Duration,
     /// `origin.timeout`
     pub timeout: Duration,
 }
@@ -291,6 +293,7 @@ impl Config {
                 coalesce_gap_bytes: get.bytes("origin.coalesce.gap"),
                 request_bytes: get.bytes("origin.request.size"),
                 attempts: get.integer("origin.attempts") as u32,
+                retry_time: get.span("origin.retry.time"),
                 timeout: get.span("origin.timeout"),
             },
             stores: stores(&resolved),

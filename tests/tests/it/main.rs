@@ -8,3 +8,4 @@ mod scan;
 mod slt;
 mod snapshots;
 mod spine;
+mod stores;
