@@ -153,6 +153,12 @@ need_test_tools() {
         die "the tests need etcd; install it (Debian, Ubuntu: apt-get install ${packages[*]})"
 }
 
+# Whether a process runs; one that has ended counts as gone, also while nobody has asked for its
+# exit code (the init of a container may be slow to).
+runs() {
+    kill -0 "$1" 2>/dev/null && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null
+}
+
 # Whether a host of the workers file is this one.
 is_local() {
     case "$1" in

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a coordinator on this host and a worker on every host of the workers file.
+# Starts a coordinator on this host and a worker on every host of the workers file, all at once.
 #
 # Inputs: arguments go to every daemon (--etcd node1,node2, --config stoa.toml, --set …).
 #         STOA_WORKERS names the workers file; else sbin/workers. Its lines are
@@ -7,7 +7,8 @@
 #         Local hosts are started directly, others by ssh (STOA_SSH_OPTS goes to it), where
 #         STOA_HOME is the directory of the installation, with sbin/ and bin/stoa.
 #         STOA_RUN is where process ids and logs lie; else $XDG_STATE_HOME/stoa/run.
-# Falls back: what runs already is left running. Without etcd (neither --etcd nor the
+# Falls back: what runs already is left running; what does not start is named, and the others are
+# started all the same (exit code 1). Without etcd (neither --etcd nor the
 # configuration) use `stoa worker` instead, which is everything in one process.
 set -euo pipefail
 
@@ -22,7 +23,7 @@ binary="$(stoa_binary)"
 start() {
     local name="$1" pid
     shift
-    if [ -f "$run/$name.pid" ] && kill -0 "$(cat -- "$run/$name.pid")" 2>/dev/null; then
+    if [ -f "$run/$name.pid" ] && runs "$(cat -- "$run/$name.pid")"; then
         say "$name runs already (process $(cat -- "$run/$name.pid"))"
         return 0
     fi
@@ -31,7 +32,7 @@ start() {
     pid=$!
     printf '%s\n' "$pid" >"$run/$name.pid"
     sleep 0.5
-    if ! kill -0 "$pid" 2>/dev/null; then
+    if ! runs "$pid"; then
         rm -f -- "$run/$name.pid"
         tail -n 5 -- "$run/$name.log" >&2
         die "$name ended at once; its log is $run/$name.log"
@@ -45,7 +46,8 @@ if [ "${STOA_ONLY_WORKER:-}" != "" ]; then
     exit 0
 fi
 
-start coordinator "$binary" coordinator "$@"
+start coordinator "$binary" coordinator "$@" &
+starting=("$!")
 
 number=0
 while IFS= read -r line <&3; do
@@ -58,7 +60,7 @@ while IFS= read -r line <&3; do
     fi
     read -r host home <<<"$line"
     if is_local "$host"; then
-        start "worker-$number" "$binary" worker "$@" "${further[@]}"
+        start "worker-$number" "$binary" worker "$@" "${further[@]}" 3<&- &
     else
         remote="${home:-$STOA_ROOT}"
         command="STOA_HOME=$(printf %q "$remote") STOA_ONLY_WORKER=worker-$number"
@@ -67,9 +69,15 @@ while IFS= read -r line <&3; do
             command+=" $(printf %q "$argument")"
         done
         # shellcheck disable=SC2086,SC2029 # options are words; the command is quoted for there
-        ssh ${STOA_SSH_OPTS:-} -o BatchMode=yes "$host" "$command" </dev/null ||
-            say "error: the worker on $host did not start"
+        ssh ${STOA_SSH_OPTS:-} -o BatchMode=yes "$host" "$command" </dev/null 3<&- ||
+            die "the worker on $host did not start" &
     fi
+    starting+=("$!")
 done 3< <(grep -Ev '^[[:space:]]*(#|$)' -- "$workers" || die "no hosts in $workers")
 
+failed=0
+for job in "${starting[@]}"; do
+    wait "$job" || failed=1
+done
 "$binary" status "$@" || true
+exit "$failed"

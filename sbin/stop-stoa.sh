@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stops what start-stoa.sh started: the workers, then the coordinator. The cache stays in shared
+# Stops what start-stoa.sh started: the workers, all at once, then the coordinator. The cache stays in shared
 # memory and is reused at the next start.
 #
 # Inputs: STOA_WORKERS, STOA_SSH_OPTS and STOA_RUN as for start-stoa.sh.
@@ -13,9 +13,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 workers="${STOA_WORKERS:-$STOA_SBIN/workers}"
 run="$(run_directory)"
 patience="${STOA_STOP_SECONDS:-30}"
-failed=0
 
-# Stops one daemon of this host by name.
+# Stops one daemon of this host by name; fails when it does not end in time.
 stop() {
     local name="$1" file="$run/$1.pid" pid waited=0
     if [ ! -f "$file" ]; then
@@ -23,18 +22,16 @@ stop() {
     fi
     pid="$(cat -- "$file")"
     # Process ids are reused: only a stoa is ours to stop.
-    if ! kill -0 "$pid" 2>/dev/null || ! grep -aq stoa "/proc/$pid/cmdline" 2>/dev/null; then
+    if ! runs "$pid" || ! grep -aq stoa "/proc/$pid/cmdline" 2>/dev/null; then
         rm -f -- "$file"
         return 0
     fi
     kill -TERM "$pid"
-    while kill -0 "$pid" 2>/dev/null; do
-        if [ "$waited" -ge "$((patience * 5))" ]; then
-            say "error: $name (process $pid) has not ended after $patience s"
-            failed=1
-            return 0
+    while runs "$pid"; do
+        if [ "$waited" -ge "$((patience * 20))" ]; then
+            die "$name (process $pid) has not ended after $patience s"
         fi
-        sleep 0.2
+        sleep 0.05
         waited=$((waited + 1))
     done
     rm -f -- "$file"
@@ -43,26 +40,30 @@ stop() {
 
 if [ "${STOA_ONLY_WORKER:-}" != "" ]; then
     stop "$STOA_ONLY_WORKER"
-    exit "$failed"
+    exit 0
 fi
 
 number=0
+stopping=()
 while IFS= read -r line <&3; do
     number=$((number + 1))
     read -r host home <<<"${line%% -- *}"
     if is_local "$host"; then
-        stop "worker-$number"
+        stop "worker-$number" 3<&- &
     else
         remote="${home:-$STOA_ROOT}"
         command="STOA_HOME=$(printf %q "$remote") STOA_ONLY_WORKER=worker-$number"
         command+=" $(printf %q "$remote/sbin/stop-stoa.sh")"
         # shellcheck disable=SC2086,SC2029 # options are words; the command is quoted for there
-        ssh ${STOA_SSH_OPTS:-} -o BatchMode=yes "$host" "$command" </dev/null || {
-            say "error: the worker on $host was not stopped"
-            failed=1
-        }
+        ssh ${STOA_SSH_OPTS:-} -o BatchMode=yes "$host" "$command" </dev/null 3<&- ||
+            die "the worker on $host was not stopped" &
     fi
+    stopping+=("$!")
 done 3< <(grep -Ev '^[[:space:]]*(#|$)' -- "$workers" || true)
 
+failed=0
+for job in ${stopping[@]+"${stopping[@]}"}; do
+    wait "$job" || failed=1
+done
 stop coordinator
 exit "$failed"

@@ -5,6 +5,7 @@ mod faults;
 mod neighbours;
 mod s3_server;
 mod scan;
+mod scripts;
 mod slt;
 mod snapshots;
 mod spine;
