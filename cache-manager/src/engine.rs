@@ -228,7 +228,7 @@ impl Engine {
 
     async fn work(&mut self) {
         if self.shared.settings.pin {
-            self.pin(true).await;
+            self.shared.set_pinned(true).await;
         }
         self.report();
         loop {
@@ -332,7 +332,9 @@ impl Engine {
                 // Only what changed there: `worker.pin` of the configuration stands otherwise.
                 let before = self.pin_wanted.replace(pinned);
                 if before.unwrap_or(false) != pinned {
-                    self.pin(pinned || self.shared.settings.pin).await;
+                    self.shared
+                        .set_pinned(pinned || self.shared.settings.pin)
+                        .await;
                 }
                 Flow::Continue
             }
@@ -511,16 +513,5 @@ impl Engine {
                 && slot.after_look.is_none()
         };
         self.seen_plans && !open && self.failures.is_empty() && self.slots.values().all(done)
-    }
-
-    async fn pin(&mut self, pinned: bool) {
-        let problem = self
-            .shared
-            .with_store(move |store| {
-                store.set_pinned(pinned);
-                store.pin_problem().map(str::to_owned)
-            })
-            .await;
-        self.shared.problem("pin", problem);
     }
 }

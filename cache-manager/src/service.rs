@@ -78,14 +78,7 @@ impl WorkerControl {
         if let Err(error) = self.records.set_pin(id, pinned, unix_ms()).await {
             tracing::warn!(worker = id, %error, "pinning holds for this process only");
         }
-        let (bytes, problem) = self
-            .shared
-            .with_store(move |store| {
-                let bytes = store.set_pinned(pinned);
-                (bytes, store.pin_problem().map(str::to_owned))
-            })
-            .await;
-        self.shared.problem("pin", problem.clone());
+        let (bytes, problem) = self.shared.set_pinned(pinned).await;
         PinReport {
             pinned,
             pinned_bytes: bytes,
@@ -97,12 +90,8 @@ impl WorkerControl {
 #[stoa_control::async_trait]
 impl WorkerService for WorkerControl {
     async fn status(&self) -> Result<WorkerStatus, ServiceError> {
-        let (pinned, generation) = self
-            .shared
-            .with_store(|store| (store.pinned(), store.generation()))
-            .await;
+        let generation = self.shared.with_store(|store| store.generation()).await;
         Ok(WorkerStatus {
-            pinned,
             generation,
             ..self.status_now()
         })
@@ -192,7 +181,7 @@ fn status(shared: &Shared, state: WorkerState, details: &Details) -> WorkerStatu
         capacity_bytes: state.capacity_bytes,
         generation: details.generation,
         chunks: details.chunks,
-        pinned: false,
+        pinned: shared.is_pinned(),
         cache_dir: shared.settings.cache_dir.display().to_string(),
         problems: state.problems,
     }

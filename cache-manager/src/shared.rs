@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     /// Told when somebody waits for the store.
     wanted: Notify,
     details: Mutex<Details>,
+    /// Whether what is published is locked into memory.
+    pinned: AtomicBool,
     problems: Mutex<BTreeMap<String, String>>,
 }
 
@@ -84,6 +87,7 @@ impl Shared {
             opened: watch::Sender::new(false),
             wanted: Notify::new(),
             details: Mutex::default(),
+            pinned: AtomicBool::new(false),
             problems: Mutex::default(),
             settings,
         }
@@ -154,6 +158,26 @@ impl Shared {
             // it whoever waits here.
             Err(Err(_)) => std::future::pending().await,
         }
+    }
+
+    /// Locks what is published, now and from now on, or lets go. Returns the locked bytes, and what
+    /// stood in the way of locking.
+    pub(crate) async fn set_pinned(&self, pinned: bool) -> (u64, Option<String>) {
+        let (bytes, problem) = self
+            .with_store(move |store| {
+                let bytes = store.set_pinned(pinned);
+                (bytes, store.pin_problem().map(str::to_owned))
+            })
+            .await;
+        // Relaxed: it is shown, and orders nothing.
+        self.pinned
+            .store(pinned && problem.is_none(), Ordering::Relaxed);
+        self.problem("pin", problem.clone());
+        (bytes, problem)
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Relaxed)
     }
 
     /// Sets or, with `None`, clears a problem. Problems have names, so that each stands once.

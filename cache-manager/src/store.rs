@@ -608,10 +608,6 @@ impl Store {
         }
     }
 
-    pub(crate) fn pinned(&self) -> bool {
-        self.pinned
-    }
-
     pub(crate) fn pin_problem(&self) -> Option<&str> {
         self.pin_problem.as_deref()
     }

@@ -704,14 +704,23 @@ async fn control_verifies_pins_refreshes_and_answers() {
         "8 chunks and a catalog"
     );
 
+    let metric = |value: u8| {
+        let line = format!("stoa_worker_pinned {value}.0");
+        let text = worker.metrics().prometheus_text();
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    };
+    metric(0);
     let pinned = client.pin().await.unwrap();
     assert!(pinned.pinned);
     if pinned.problem.is_empty() {
         assert!(pinned.pinned_bytes > 0);
         assert!(client.status().await.unwrap().pinned);
+        metric(1);
     }
     assert_eq!(world.records.pins().await.unwrap().len(), 1);
     assert!(!client.unpin().await.unwrap().pinned);
+    assert!(!client.status().await.unwrap().pinned);
+    metric(0);
 
     let looked = client.refresh(vec![]).await.unwrap();
     assert_eq!(looked.unchanged, [TABLE]);
