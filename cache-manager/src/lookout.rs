@@ -159,7 +159,9 @@ impl Engine {
         let carried_out = slot.after_look.take();
         match result {
             Ok(newer) => {
-                slot.look_error = None;
+                if slot.look_error.take().is_some() {
+                    tracing::info!(table, "the table's files can be looked at again");
+                }
                 slot.looked_at_unix_ms = at_unix_ms;
                 // A newer plan replaces what is wanted anyway, with a look of its own.
                 if let Some(newer) = newer
@@ -178,7 +180,10 @@ impl Engine {
                 }
             }
             Err(error) => {
-                tracing::warn!(table, error, "the table's files cannot be looked at");
+                // Looks go on, and most of them find what the one before found.
+                if slot.look_error.as_ref() != Some(&error) {
+                    tracing::warn!(table, error, "the table's files cannot be looked at");
+                }
                 slot.look_error = Some(error.clone());
                 slot.state.current = carried_out.or(slot.state.current);
                 changed = Err(error);
