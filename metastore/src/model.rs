@@ -117,6 +117,23 @@ pub struct WorkerRecord {
     pub cache_incarnation: String,
 }
 
+impl WorkerRecord {
+    /// The addresses of its memory that lead to it from `host`: on another host a loopback address
+    /// leads elsewhere.
+    pub fn transfer_from(&self, host: &str) -> Vec<&str> {
+        let leads = |address: &&str| self.host == host || !is_loopback(address);
+        let addresses = self.addresses.transfer.iter().map(String::as_str);
+        addresses.filter(leads).collect()
+    }
+}
+
+fn is_loopback(address: &str) -> bool {
+    match address.parse::<std::net::SocketAddr>() {
+        Ok(address) => address.ip().to_canonical().is_loopback(),
+        Err(_) => address.starts_with("localhost:"),
+    }
+}
+
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -399,6 +416,29 @@ pub fn all_reported(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loopback_address_leads_nowhere_from_another_host() {
+        let worker = WorkerRecord {
+            host: "h1".into(),
+            addresses: WorkerAddresses {
+                transfer: [
+                    "127.0.0.1:1",
+                    "[::1]:2",
+                    "[::ffff:127.0.0.1]:3",
+                    "localhost:4",
+                    "10.0.0.1:5",
+                    "h1.local:6",
+                ]
+                .map(str::to_owned)
+                .to_vec(),
+                ..WorkerAddresses::default()
+            },
+            ..WorkerRecord::default()
+        };
+        assert_eq!(worker.transfer_from("h1").len(), 6);
+        assert_eq!(worker.transfer_from("h2"), ["10.0.0.1:5", "h1.local:6"]);
+    }
 
     #[test]
     fn table_versions_split_at_the_last_colon() {

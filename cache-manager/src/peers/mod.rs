@@ -161,15 +161,8 @@ impl Peers {
 /// The workers that can be asked: all but this one that have an address which can lead to them.
 fn peers_of(records: &[WorkerRecord], me: &str, host: &str) -> BTreeMap<String, Peer> {
     let peer = |record: &WorkerRecord| {
-        // A loopback address of another host leads to this one.
-        let leads = |address: &&String| record.host == host || !is_loopback(address);
-        let addresses: Vec<String> = record
-            .addresses
-            .transfer
-            .iter()
-            .filter(leads)
-            .cloned()
-            .collect();
+        let leading = record.transfer_from(host).into_iter();
+        let addresses: Vec<String> = leading.map(str::to_owned).collect();
         (record.id != me && !addresses.is_empty()).then(|| Peer {
             address: PeerAddress {
                 id: record.id.clone(),
@@ -182,13 +175,6 @@ fn peers_of(records: &[WorkerRecord], me: &str, host: &str) -> BTreeMap<String, 
         .iter()
         .filter_map(|record| Some((record.id.clone(), peer(record)?)))
         .collect()
-}
-
-fn is_loopback(address: &str) -> bool {
-    match address.parse::<std::net::SocketAddr>() {
-        Ok(address) => address.ip().is_loopback(),
-        Err(_) => address.starts_with("localhost:"),
-    }
 }
 
 #[cfg(test)]

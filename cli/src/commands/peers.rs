@@ -34,12 +34,35 @@ pub async fn peers(args: PeersArgs, context: &Context) -> Result<()> {
     for id in chosen.absent() {
         said.push(((*id).to_owned(), Err("it is not alive".into())));
     }
+    let apart = unreachable_by_others(&live);
     if args.json {
-        print_json(&as_json(&said));
+        print_json(&as_json(&said, &apart));
     } else {
-        print!("{}", as_text(&said));
+        print!("{}", as_text(&said, &apart));
     }
     Ok(())
+}
+
+/// Which workers serve their memory to nobody but their own host although there are others: with
+/// the default `transfer.address` all of them do.
+pub(super) fn unreachable_by_others(workers: &[WorkerRecord]) -> Vec<String> {
+    let apart = |worker: &&WorkerRecord| {
+        let serves = !worker.addresses.transfer.is_empty();
+        let mut hosts = workers.iter().map(|other| &other.host);
+        serves && hosts.any(|host| *host != worker.host && worker.transfer_from(host).is_empty())
+    };
+    workers
+        .iter()
+        .filter(apart)
+        .map(|worker| {
+            format!(
+                "worker {}: its memory is served on loopback only ({}), so workers and queries of \
+                 other hosts read the origin instead; set transfer.address there",
+                worker.id,
+                worker.addresses.transfer.join(", ")
+            )
+        })
+        .collect()
 }
 
 async fn ask(worker: &WorkerRecord, context: &Context) -> std::result::Result<PeersReport, String> {
@@ -55,15 +78,15 @@ fn failures(path: &PeerPath) -> u64 {
     path.errors.values().sum()
 }
 
-fn as_json(said: &[Said]) -> Value {
+fn as_json(said: &[Said], apart: &[String]) -> Value {
     let worker = |(id, said): &Said| match said {
         Ok(report) => json!({"worker": id, "addresses": report.addresses, "paths": report.paths}),
         Err(reason) => json!({"worker": id, "error": reason}),
     };
-    json!({"workers": said.iter().map(worker).collect::<Vec<_>>()})
+    json!({"workers": said.iter().map(worker).collect::<Vec<_>>(), "problems": apart})
 }
 
-fn as_text(said: &[Said]) -> String {
+fn as_text(said: &[Said], apart: &[String]) -> String {
     let mut table = TextTable::new([
         ("worker", Align::Left),
         ("peer", Align::Left),
@@ -118,6 +141,9 @@ fn as_text(said: &[Said]) -> String {
         false => table.to_string(),
     };
     text.push_str(&notes);
+    for problem in apart {
+        text.push_str(&format!("{problem}\n"));
+    }
     text
 }
 
@@ -166,7 +192,7 @@ mod tests {
 
     #[test]
     fn paths_read_well() {
-        insta::assert_snapshot!(as_text(&said()), @"
+        insta::assert_snapshot!(as_text(&said(), &[]), @"
         worker  peer  address        by    reads    bytes  latency  bandwidth  failures  state
         a       b     10.0.0.2:7420  rdma    120  300 MiB    180µs    2 GiB/s         0  connected
         a       b     10.0.0.2:7420  tcp       0      0 B        -          -         0  idle
@@ -174,15 +200,40 @@ mod tests {
         worker d: its memory is not served
         worker e: it is not alive
         ");
-        assert_eq!(as_text(&[]), "no worker has reached another one yet\n");
+        assert_eq!(as_text(&[], &[]), "no worker has reached another one yet\n");
     }
 
     #[test]
     fn scripts_get_everything() {
-        let value = as_json(&said());
+        let value = as_json(&said(), &[]);
         assert_eq!(value["workers"][0]["paths"][0]["transport"], "rdma");
         assert_eq!(value["workers"][0]["paths"][2]["errors"]["closed"], 2);
         assert_eq!(value["workers"][0]["addresses"][0], "10.0.0.1:7420");
         assert_eq!(value["workers"][2]["error"], "it is not alive");
+    }
+
+    /// What README's cluster does on two real hosts with the defaults.
+    #[test]
+    fn workers_that_nobody_else_can_read_are_named() {
+        let worker = |id: &str, host: &str, transfer: &[&str]| WorkerRecord {
+            id: id.into(),
+            host: host.into(),
+            addresses: stoa_metastore::WorkerAddresses {
+                transfer: transfer.iter().map(|text| (*text).to_owned()).collect(),
+                ..Default::default()
+            },
+            ..WorkerRecord::default()
+        };
+        let a = worker("a", "h1", &["127.0.0.1:1"]);
+        let beside = worker("a2", "h1", &["127.0.0.1:2"]);
+        assert!(unreachable_by_others(&[a.clone(), beside]).is_empty());
+        let b = worker("b", "h2", &["10.0.0.2:1", "127.0.0.1:1"]);
+        let silent = worker("c", "h3", &[]);
+        let apart = unreachable_by_others(&[a, b, silent]);
+        insta::assert_snapshot!(as_text(&[], &apart), @r"
+        no worker has reached another one yet
+        worker a: its memory is served on loopback only (127.0.0.1:1), so workers and queries of other hosts read the origin instead; set transfer.address there
+        ");
+        assert_eq!(as_json(&[], &apart)["problems"][0], apart[0]);
     }
 }

@@ -1,6 +1,7 @@
 //! `stoa status`: tables, versions, workers, problems.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use stoa_metastore::{
@@ -9,6 +10,7 @@ use stoa_metastore::{
 };
 
 use super::memory::{Memory, MemoryTable, memory};
+use super::peers::unreachable_by_others;
 use super::print_json;
 use crate::args::StatusArgs;
 use crate::config::format_bytes;
@@ -230,6 +232,7 @@ impl Overview {
         for table in self.tables() {
             problems.extend(table.problems);
         }
+        problems.extend(unreachable_by_others(&self.workers));
         for state in &self.states {
             for problem in &state.problems {
                 problems.push(format!("worker {}: {problem}", state.id));
@@ -401,7 +404,12 @@ impl Overview {
             text.push_str("\nrefused requests, newest last:\n");
             let skipped = self.rejections.len().saturating_sub(REJECTIONS_SHOWN);
             for rejection in &self.rejections[skipped..] {
-                text.push_str(&format!("  {}: {}\n", rejection.request, rejection.reason));
+                let at = Duration::from_millis(rejection.rejected_unix_ms);
+                let at = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + at);
+                let Rejection {
+                    request, reason, ..
+                } = rejection;
+                text.push_str(&format!("  {at}  {request}: {reason}\n"));
             }
         }
         text
@@ -577,6 +585,7 @@ mod tests {
             rejections: vec![Rejection {
                 request: "tpch.orders:0".into(),
                 reason: "invalid layout version".into(),
+                rejected_unix_ms: 1_796_012_800_000,
                 ..Rejection::default()
             }],
             at_rest: None,
@@ -631,7 +640,7 @@ mod tests {
           tpch.lineitem: chunks without a place in the plan: 4 (5 MiB): the workers' capacity is used up
 
         refused requests, newest last:
-          tpch.orders:0: invalid layout version
+          2026-11-30T04:26:40Z  tpch.orders:0: invalid layout version
         ");
     }
 

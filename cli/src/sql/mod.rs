@@ -95,6 +95,24 @@ async fn execute(args: SqlArgs, context: &Context, attached: &Attached) -> Resul
     Ok(())
 }
 
+/// What to say where a query process of a cluster has no cache beside it: the worker of this host
+/// may have been given a directory of its own.
+fn without_cache(context: &Context) -> Option<String> {
+    let cache = &context.config.cache;
+    let told = cache
+        .remote
+        .as_ref()
+        .is_some_and(|remote| !remote.peers.is_empty());
+    (cache.enabled && !told && !cache.location.is_dir()).then(|| {
+        format!(
+            "no worker of this host has its cache at {}, so everything is read from the origin; \
+             name a worker's directory with --set cache.location=…, or workers elsewhere with \
+             --set cache.remote.peers=…",
+            cache.location.display()
+        )
+    })
+}
+
 /// The cache as this process sees it, with what has to end orderly.
 struct Attached {
     stoa: Stoa,
@@ -117,6 +135,9 @@ impl Attached {
                 stoa: embedded.stoa(),
                 embedded: Some(embedded),
             });
+        }
+        if let Some(advice) = without_cache(context) {
+            tracing::warn!("{advice}");
         }
         let reader = context.reader();
         // Queries need nothing of etcd: without it, only what no worker published yet is unknown.
