@@ -49,6 +49,15 @@ fn after_long_help() -> String {
     )
 }
 
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// Flags of all commands.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Global {
@@ -97,6 +106,32 @@ pub struct Global {
 }
 
 impl Global {
+    /// The command line that asks the same metastore and cache as this one: `stoa` with those of
+    /// these flags that say where they are.
+    pub fn command(&self) -> String {
+        const PLACES: [&str; 4] = [
+            "cache.location",
+            "etcd.hosts",
+            "etcd.port",
+            "state.location",
+        ];
+        let mut words = vec!["stoa".to_owned()];
+        let mut say = |flag: &str, value: &str| words.extend([flag.to_owned(), quoted(value)]);
+        if let Some(file) = &self.config {
+            say("--config", &file.display().to_string());
+        }
+        if let Some(hosts) = &self.etcd {
+            say("--etcd", hosts);
+        }
+        for set in &self.set {
+            let key = set.split('=').next().unwrap_or_default().trim();
+            if PLACES.contains(&key) {
+                say("--set", set);
+            }
+        }
+        words.join(" ")
+    }
+
     /// What these flags say about the configuration.
     pub fn inputs(&self) -> Inputs {
         let mut flags = Vec::new();
@@ -466,6 +501,30 @@ mod tests {
                 [("--etcd".to_string(), "etcd.hosts", "a,b".to_string())]
             );
         }
+    }
+
+    /// Advice is pasted: it has to ask where this command asked.
+    #[test]
+    fn advice_names_the_same_places() {
+        let command = |line: &[&str]| Cli::try_parse_from(line).unwrap().global.command();
+        assert_eq!(command(&["stoa", "config", "check"]), "stoa");
+        let line = [
+            "stoa",
+            "--config",
+            "/my files/stoa.toml",
+            "--etcd",
+            "node1,node2:2380",
+            "--set",
+            "etcd.password=secret",
+            "--set",
+            "cache.location=/dev/shm/it's",
+            "config",
+            "check",
+        ];
+        assert_eq!(
+            command(&line),
+            r"stoa --config '/my files/stoa.toml' --etcd node1,node2:2380 --set 'cache.location=/dev/shm/it'\''s'"
+        );
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Context {
     pub config: Config,
     /// The machine this runs on.
     pub machine: Machine,
+    /// The command line that asks the same metastore and cache, for advice to be pasted.
+    pub command: String,
 }
 
 impl Context {
@@ -39,7 +41,11 @@ impl Context {
         for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
-        Ok(Context { config, machine })
+        Ok(Context {
+            config,
+            machine,
+            command: global.command(),
+        })
     }
 
     /// Whether everything runs in one process.

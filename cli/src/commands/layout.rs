@@ -114,7 +114,7 @@ async fn create(args: LayoutCreateArgs, context: &Context) -> Result<()> {
         return load(load_args, context).await;
     }
     if !args.json {
-        eprintln!("load it with: stoa load {version}");
+        eprintln!("load it with: {} load {version}", context.command);
     }
     Ok(())
 }
