@@ -36,20 +36,56 @@ pub(crate) fn init(config: &LogConfig, daemon: bool) -> Result<()> {
     Ok(())
 }
 
+/// The crates of this repository that a process runs, as their log targets begin.
+const CRATES: [&str; 12] = [
+    "cache_manager",
+    "cli",
+    "control",
+    "coordinator",
+    "datafusion",
+    "forms",
+    "layout",
+    "metastore",
+    "origin",
+    "reader",
+    "shm",
+    "transfer",
+];
+
 fn ours(level: &str) -> String {
-    [
-        "cli",
-        "cache_manager",
-        "control",
-        "coordinator",
-        "datafusion",
-        "forms",
-        "layout",
-        "metastore",
-        "origin",
-        "reader",
-        "shm",
-    ]
-    .map(|name| format!("stoa_{name}={level}"))
-    .join(",")
+    CRATES.map(|name| format!("stoa_{name}={level}")).join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A crate that is missing here is one whose lines nobody sees.
+    #[test]
+    fn every_crate_of_ours_is_heard() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let read = |path: &str| {
+            let text = std::fs::read_to_string(format!("{root}/{path}")).unwrap();
+            text.parse::<toml::Table>().unwrap()
+        };
+        let workspace = read("Cargo.toml");
+        let members = workspace["workspace"]["members"].as_array().unwrap();
+        let crates: Vec<String> = members
+            .iter()
+            .map(|member| member.as_str().unwrap())
+            // Those that only test and measure are in no product.
+            .filter(|member| !member.starts_with("tests") && !member.starts_with("benches"))
+            .map(|member| read(&format!("{member}/Cargo.toml")))
+            .map(|manifest| manifest["package"]["name"].as_str().unwrap().to_owned())
+            .collect();
+        assert!(crates.len() > 10, "{crates:?}");
+        let filter = ours("info");
+        for name in crates {
+            let directive = format!("{}=info", name.replace('-', "_"));
+            assert!(
+                filter.split(',').any(|one| one == directive),
+                "{directive}: {filter}"
+            );
+        }
+    }
 }
