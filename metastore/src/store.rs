@@ -286,6 +286,9 @@ pub trait Metastore: Send + Sync + fmt::Debug + 'static {
     async fn identity(&self) -> Result<ClusterIdentity>;
 }
 
+/// How long a state is frozen by default: everybody has to converge within a minute.
+pub(crate) const FROZEN_MAX: Duration = Duration::from_secs(30);
+
 /// How a store looks compared to what was seen of it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -310,18 +313,19 @@ pub enum Continuity {
 
 impl fmt::Display for Continuity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let frozen = FROZEN_MAX.as_secs();
         match self {
             Continuity::Continuous => write!(f, "the metastore is the one seen before"),
             Continuity::OtherCluster { expected, found } => write!(
                 f,
-                "another metastore answers: cluster id {found:x}, expected {expected:x}; plans are frozen, serving goes on"
+                "another metastore answers: cluster id {found:x}, expected {expected:x}; plans are frozen for {frozen} s and then follow it, serving goes on"
             ),
             Continuity::WentBack {
                 expected_at_least,
                 found,
             } => write!(
                 f,
-                "the metastore went back to revision {found} after {expected_at_least} (restored from a backup?); plans are frozen, serving goes on"
+                "the metastore went back to revision {found} after {expected_at_least} (restored from a backup?); plans are frozen for {frozen} s and then follow it, serving goes on"
             ),
         }
     }

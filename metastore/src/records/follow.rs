@@ -15,10 +15,9 @@ use tracing::{debug, error, info, warn};
 
 use super::Records;
 use crate::error::{Error, Result};
-use crate::store::{ClusterIdentity, Continuity, Entry, Metastore, WatchEvent, continuity};
-
-/// How long a state is frozen by default: everybody has to converge within a minute.
-const FROZEN_MAX: Duration = Duration::from_secs(30);
+use crate::store::{
+    ClusterIdentity, Continuity, Entry, FROZEN_MAX, Metastore, WatchEvent, continuity,
+};
 
 /// What to do when another store answers, or the same one with lost revisions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
