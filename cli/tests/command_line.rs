@@ -167,6 +167,25 @@ fn the_demo_leaves_tables_that_other_processes_use() {
     home.ok(&["unload", "tpch.lineitem"]);
     let status = json(&home.ok(&["status", "--json"]));
     assert_eq!(lineitem(&status)["state"], "not loaded");
+
+    // What is damaged is named as a file and a place in it, once.
+    for entry in std::fs::read_dir(home.shm.path().join("cache")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if name.starts_with("seg-") && !name.contains('.') {
+            let mut bytes = std::fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle..middle + 8192.min(middle)].fill(0x5a);
+            let writable = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(&path, writable).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let verified = home.stoa(&["cache", "verify"]);
+    assert_eq!(verified.code, 1, "{}{}", verified.stdout, verified.stderr);
+    let named = verified.stdout.matches("bad: chunk {file file:///").count();
+    assert!(named > 0, "{}", verified.stdout);
+    assert!(!verified.stdout.contains("\\x"), "{}", verified.stdout);
     home.ok(&["reset", "--yes", "--files"]);
     assert_eq!(json(&home.ok(&["layout", "list", "--json"])), json("[]"));
 }

@@ -229,8 +229,13 @@ pub(crate) fn recover(dir: &CacheDir, doubt: Doubt) -> Result<Recovered> {
         }
     }
     recovery.adopted = adopted.into_iter().collect();
+    // One damaged segment can hold thousands of chunks.
+    if let Some(first) = dropped.first() {
+        let count = dropped.len();
+        tracing::warn!(count, first = %first.what, reason = %first.reason, "dropped from the cache");
+    }
     for problem in &dropped {
-        tracing::warn!(what = %problem.what, reason = %problem.reason, "dropped from the cache");
+        tracing::debug!(what = %problem.what, reason = %problem.reason, "dropped from the cache");
     }
     recovery.dropped = dropped;
 

@@ -43,15 +43,38 @@ pub struct ChunkKey {
 }
 
 impl ChunkKey {
-    /// The key for messages: printable bytes of the file's identity, row group and column.
+    /// The key for messages: the texts of the file's identity, row group and column.
     pub fn readable(&self) -> String {
+        let texts = texts(&self.file);
+        let file = match texts.as_slice() {
+            [] => self.file.escape_ascii().to_string(),
+            [store, path, rest @ ..] => [&[&*format!("{store}/{path}")], rest].concat().join(" "),
+            [text] => (*text).to_owned(),
+        };
         format!(
-            "chunk {{file {}, row group {}, column {}}}",
-            self.file.escape_ascii(),
-            self.row_group,
-            self.column
+            "chunk {{file {file}, row group {}, column {}}}",
+            self.row_group, self.column
         )
     }
+}
+
+/// The texts in a file's identity, each behind its length in four little-endian bytes; none where
+/// the bytes are something else. For messages only.
+fn texts(mut bytes: &[u8]) -> Vec<&str> {
+    let mut texts = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let text = rest.get(..length).filter(|text| !text.is_empty());
+        let text = text.and_then(|text| std::str::from_utf8(text).ok());
+        match text.filter(|text| !text.contains(char::is_control)) {
+            Some(text) => {
+                texts.push(text);
+                bytes = &rest[length..];
+            }
+            None => bytes = &bytes[1..],
+        }
+    }
+    texts
 }
 
 /// Where a chunk lies, and how to tell that it is whole.
@@ -198,4 +221,44 @@ pub enum Miss {
     /// The entry, the segment or the bytes are not what they should be.
     #[error("corrupt: {0}")]
     Corrupt(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readable(file: &[u8]) -> String {
+        let key = ChunkKey {
+            file: file.into(),
+            row_group: 2,
+            column: 3,
+        };
+        key.readable()
+    }
+
+    /// Whoever reads a message about a damaged chunk wants to know which file it is of.
+    #[test]
+    fn a_key_reads_as_its_file_and_place() {
+        let mut file = Vec::new();
+        let text = |text: &str| [&(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+        file.extend(text("s3://bucket"));
+        file.extend(text("data/zürich.parquet"));
+        file.push(1);
+        file.extend(text("\"5d41402abc4b2a76\""));
+        file.extend(1_234_567_u64.to_le_bytes());
+        assert_eq!(
+            readable(&file),
+            "chunk {file s3://bucket/data/zürich.parquet \"5d41402abc4b2a76\", row group 2, column 3}"
+        );
+        // What is built otherwise is shown as it is.
+        assert_eq!(
+            readable(b"plain"),
+            "chunk {file plain, row group 2, column 3}"
+        );
+        assert_eq!(
+            readable(b"\x01\xff"),
+            "chunk {file \\x01\\xff, row group 2, column 3}"
+        );
+        assert_eq!(readable(b""), "chunk {file , row group 2, column 3}");
+    }
 }
