@@ -1,4 +1,4 @@
-//! What the coordinator does next: a pure function of what it sees and remembers.
+//! What the coordinator does next: a deterministic state machine of what it sees and remembers.
 //!
 //! Nothing here reads or writes anything, and time is an argument. The shell ([`crate::Coordinator`])
 //! brings the [`View`] up to date, asks [`decide`], carries out the actions, tells [`Memory`] what

@@ -1,8 +1,9 @@
 //! Planning as a pure function, election, and the loop that turns layouts into plans.
 //!
 //! - [`plan`] decides which chunk goes to which worker: a pure function.
-//! - [`decide`](decide::decide) decides what to do next: a pure function of what is seen in the
-//!   metastore, what is remembered, and the time.
+//! - [`decide`](decide::decide) decides what to do next from what is seen in the metastore, what is
+//!   remembered, and the time: without I/O, and deterministic, but it notes in its memory what it
+//!   decided.
 //! - [`Coordinator`] is the shell around both: it campaigns, follows the metastore, reads footers
 //!   through the origin, and writes plans, every one of them fenced by its election.
 //!

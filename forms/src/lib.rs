@@ -20,6 +20,8 @@ pub mod arrow_form;
 mod bytes;
 mod chunk;
 mod comparison;
+#[cfg(test)]
+mod documentation;
 mod error;
 pub mod packed;
 mod sketch;

@@ -10,8 +10,10 @@
 //! - a reader's mapping pins the bytes it maps: no lease, clock or count is needed for them to
 //!   stay what they were.
 //!
-//! Every byte is described in `docs/format.md`. This crate knows nothing of etcd, networks,
-//! Parquet or DataFusion; a chunk is bytes under a [`ChunkKey`].
+//! The bytes are described in `docs/format.md`. This crate opens no connection and knows nothing of
+//! etcd, Parquet or DataFusion; a chunk is bytes under a [`ChunkKey`]. What workers say to each other
+//! about what they hold are bytes in its terms, so [`holdings`] has them; who sends them is others'
+//! business.
 //!
 //! ```
 //! use std::sync::Arc;

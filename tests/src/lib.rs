@@ -3,8 +3,8 @@
 //! What a test needs around Stoa, each owned by a value that cleans up when it is dropped:
 //! an S3-compatible server that counts and misbehaves on request ([`s3`]), a real etcd
 //! ([`etcd`]), coordinator and workers as real processes ([`cluster`]), TPC-H as Parquet
-//! ([`tpch`]) and tables that hold what readers get wrong ([`edges`]). Nothing here links
-//! DataFusion; the tests themselves are in `tests/it`.
+//! ([`tpch`]) and tables that hold what readers get wrong ([`edges`]). The tests themselves are
+//! in `tests/it`.
 
 #![forbid(unsafe_code)]
 

@@ -198,7 +198,7 @@ pub const KEYS: &[Key] = &[
         "cache.absolute.balancer.enabled",
         Bool,
         Fixed("false"),
-        "Whether the plan gives every worker the same number of bytes, at the price of moving more.",
+        "Whether the plan gives every worker the same number of row groups (the mean, rounded), as Pixels does, rather than a share of the bytes by its capacity; at the price of moving more.",
     ),
     key(
         "state.location",

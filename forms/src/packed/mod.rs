@@ -96,7 +96,7 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
-    fn from_tag(tag: u8) -> Result<Self> {
+    pub(crate) fn from_tag(tag: u8) -> Result<Self> {
         Ok(match tag {
             0 => Self::Plain,
             1 => Self::Constant,
@@ -130,7 +130,7 @@ impl Encoding {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Constant => "constant",
