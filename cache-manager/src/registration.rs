@@ -49,14 +49,20 @@ async fn keep_registered(
     let settings = &shared.settings;
     let mut back_off = BACK_OFF_MIN;
     loop {
+        // Before the registration, so that no change after it is missed.
+        let changes = records.store().changes();
         match records.register_worker(record, settings.lease_ttl).await {
             Ok(registration) => {
                 tracing::info!(worker = record.id, "registered");
                 shared.problem(PROBLEM, None);
                 back_off = BACK_OFF_MIN;
                 *registered = Some(registration.clone());
-                let lost = hold(shared, records, &registration).await;
-                tracing::warn!(worker = record.id, %lost, "registering again");
+                let lost = hold(shared, records, &registration, changes).await;
+                match records.store().changes() {
+                    // Processes come and go: one that kept the metastore has ended.
+                    Some(_) => tracing::info!(worker = record.id, %lost, "registering again"),
+                    None => tracing::warn!(worker = record.id, %lost, "registering again"),
+                }
                 *registered = None;
             }
             Err(error) => {
@@ -70,7 +76,12 @@ async fn keep_registered(
 }
 
 /// Renews and publishes until the registration is lost; returns why.
-async fn hold(shared: &Shared, records: &Records, registration: &Registration) -> Error {
+async fn hold(
+    shared: &Shared,
+    records: &Records,
+    registration: &Registration,
+    mut changes: Option<watch::Receiver<u64>>,
+) -> Error {
     let heartbeat = shared.settings.heartbeat;
     let mut state = shared.state.subscribe();
     let mut published: Option<WorkerState> = None;
@@ -108,6 +119,10 @@ async fn hold(shared: &Shared, records: &Records, registration: &Registration) -
                     Err(_) => next_publication = Instant::now() + heartbeat / 4,
                 }
             }
+            // Not at the next renewal: nobody plans for a worker that is not registered.
+            () = store_changed(&mut changes) => {
+                return Error::LeaseLost { lease: registration.lease };
+            }
             changed = state.changed() => {
                 if changed.is_err() {
                     // The worker is gone: nothing changes any more, but the lease is held until
@@ -117,4 +132,15 @@ async fn hold(shared: &Shared, records: &Records, registration: &Registration) -
             }
         }
     }
+}
+
+/// Waits until another process keeps the metastore; for ever where that does not happen.
+async fn store_changed(changes: &mut Option<watch::Receiver<u64>>) {
+    if let Some(changes) = changes
+        && changes.changed().await.is_ok()
+    {
+        return;
+    }
+    // Never; or the handle is gone, and with it who waits.
+    std::future::pending().await
 }

@@ -135,6 +135,7 @@ impl Worker {
             snapshot_only: settings.freshness.is_none(),
             peers: peers.clone(),
         };
+        let cache_dir = dir.path().to_string_lossy().into_owned();
         let reached = |listening: SocketAddr| advertised(listening, &settings.host);
         let record = WorkerRecord {
             id: settings.id.clone(),
@@ -152,6 +153,7 @@ impl Worker {
                 Some(_) => format!("{incarnation:016x}"),
                 None => String::new(),
             },
+            cache_dir,
         };
         let engine = Engine::new(Arc::clone(&shared), sources, events);
         // Should the engine end for any other reason, the registration must not outlive it.

@@ -41,6 +41,19 @@ pub enum Error {
         /// The server's words.
         reason: String,
     },
+    /// The one who listens in the state directory is not to be trusted with it.
+    #[error(
+        "user {found} listens on {}, expected user {expected}: choose a state.location that only you can write to",
+        socket.display()
+    )]
+    Stranger {
+        /// Where it listens.
+        socket: PathBuf,
+        /// Whose process it is.
+        found: u32,
+        /// Who this process is.
+        expected: u32,
+    },
     /// The server answered with an error of its own.
     #[error("metastore call `{call}` failed: {reason}")]
     Server {
@@ -89,11 +102,60 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// Another process owns the embedded metastore.
-    #[error("metastore {} is in use by another process; stop it, or use --etcd to share one between processes", path.display())]
+    /// Another process owns the embedded metastore, and does not share it.
+    #[error(
+        "metastore {} is in use by {}, which does not share it (another version of Stoa, or a directory that holds no sockets); stop that process, or use --etcd to share a metastore",
+        path.display(),
+        describe_process(*holder)
+    )]
     Busy {
         /// The database file.
         path: PathBuf,
+        /// The process, where the system says.
+        holder: Option<u32>,
+    },
+    /// The process that owned the embedded metastore has ended, or lets it go; what was asked may
+    /// or may not have happened.
+    #[error("the owner of the state has ended ({}: {reason}); try again", socket.display())]
+    OwnerGone {
+        /// Where it listened.
+        socket: PathBuf,
+        /// The transport's words.
+        reason: String,
+    },
+    /// The process that owns the embedded metastore does not answer; what was asked may or may not
+    /// have happened.
+    #[error(
+        "{} owns the state and did not answer within {timeout_ms} ms on {}; is it stopped?",
+        describe_process(*pid),
+        socket.display()
+    )]
+    OwnerSilent {
+        /// Where it listens.
+        socket: PathBuf,
+        /// The process, where the system says.
+        pid: Option<u32>,
+        /// The deadline.
+        timeout_ms: u64,
+    },
+    /// The process that owns the embedded metastore is of another version of Stoa.
+    #[error(
+        "{} owns the state; it is Stoa {version} and speaks protocol {found} on {}, this is Stoa {} with protocol {expected}: use the same version, or stop that process",
+        describe_process(*pid),
+        socket.display(),
+        env!("CARGO_PKG_VERSION")
+    )]
+    OwnerVersion {
+        /// Where it listens.
+        socket: PathBuf,
+        /// The process, where the system says.
+        pid: Option<u32>,
+        /// The protocol it speaks; 0 where it does not say.
+        found: u32,
+        /// Its version.
+        version: String,
+        /// The protocol spoken here.
+        expected: u32,
     },
     /// The embedded metastore's file could not be read or written.
     #[error("metastore file {}: {reason}", path.display())]
@@ -235,9 +297,11 @@ impl Error {
     /// What this error asks of the caller.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Unavailable { .. } | Error::Timeout { .. } | Error::Contention { .. } => {
-                ErrorKind::Retry
-            }
+            Error::Unavailable { .. }
+            | Error::Timeout { .. }
+            | Error::OwnerGone { .. }
+            | Error::OwnerSilent { .. }
+            | Error::Contention { .. } => ErrorKind::Retry,
             Error::Compacted { .. } | Error::WatchEnded { .. } => ErrorKind::Relist,
             Error::LeaseLost { .. } | Error::Fenced { .. } => ErrorKind::Lost,
             Error::StaleVersion { .. }
@@ -247,8 +311,10 @@ impl Error {
             | Error::TooLarge { .. }
             | Error::InvalidTableVersion { .. } => ErrorKind::Refused,
             Error::Denied { .. }
+            | Error::Stranger { .. }
             | Error::Settings { .. }
             | Error::Busy { .. }
+            | Error::OwnerVersion { .. }
             | Error::InvalidName { .. }
             | Error::WorkerIdTaken { .. } => ErrorKind::Config,
             Error::Server { .. }
@@ -257,6 +323,13 @@ impl Error {
             | Error::Corrupt { .. }
             | Error::DamagedPlan { .. } => ErrorKind::Broken,
         }
+    }
+}
+
+fn describe_process(pid: Option<u32>) -> String {
+    match pid {
+        Some(pid) => format!("process {pid}"),
+        None => "another process".to_owned(),
     }
 }
 

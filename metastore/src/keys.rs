@@ -20,6 +20,9 @@ pub const INBOX_HANDLED: &str = "inbox/handled";
 /// The one coordinator.
 pub const ELECTION: &str = "election/coordinator";
 
+/// What the elected coordinator could not do; it vanishes with its office.
+pub const COORDINATOR_STATE: &str = "coordinator_state";
+
 /// All of `layout_version/{table}`.
 pub const LAYOUT_VERSION_PREFIX: &str = "layout_version/";
 /// All of `layout/{table}/{version}[/{part}]`.

@@ -1,6 +1,7 @@
 //! What hosts agree on: keys, records, leases, election, fenced transactions, watches.
 //!
-//! [`Metastore`] is the small contract; [`EtcdMetastore`] and [`EmbeddedMetastore`] keep it, and
+//! [`Metastore`] is the small contract; [`EtcdMetastore`], [`EmbeddedMetastore`] and
+//! [`SharedMetastore`], which shares an embedded one between the processes of a machine, keep it, and
 //! [`conformance`] holds them to it. [`Records`] knows what is written where: layouts, load
 //! requests, workers, the election, plans. The metastore decides where column chunks are placed
 //! and how fresh they are, never whether an answer is right: readers do not need it.
@@ -32,6 +33,7 @@ mod etcd;
 mod model;
 mod plan;
 mod records;
+pub mod shared;
 mod store;
 #[doc(hidden)]
 pub mod testing;
@@ -40,9 +42,9 @@ pub use embedded::{EmbeddedMetastore, EmbeddedOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use etcd::{EtcdMetastore, EtcdSettings, Secret};
 pub use model::{
-    CacheVersion, ElectionRecord, LeftOut, LoadRequest, PartPointer, PinRecord, PlanNotes,
-    PlanTarget, Rejection, TableState, WorkerAddresses, WorkerPhase, WorkerRecord, WorkerState,
-    all_reported, next_plan, split_table_version, table_version,
+    CacheVersion, CoordinatorState, ElectionRecord, LeftOut, LoadRequest, PartPointer, PinRecord,
+    PlanNotes, PlanTarget, Rejection, TableState, Unplanned, WorkerAddresses, WorkerPhase,
+    WorkerRecord, WorkerState, all_reported, next_plan, split_table_version, table_version,
 };
 pub use plan::{
     EncodedPlan, PART_BYTES_MAX, PlanChunk, PlanPart, WorkerPlan, digest, join_plan, pointer_to,
@@ -52,6 +54,7 @@ pub use records::{
     Follow, FollowHealth, FollowOptions, InboxEntry, InboxStream, Leadership, OnDiscontinuity,
     REJECTIONS_MAX, Records, Registration,
 };
+pub use shared::SharedMetastore;
 pub use store::{
     ClusterIdentity, Condition, Continuity, Entry, LeaseId, Listing, Metastore, Op, TXN_BYTES_MAX,
     TXN_OPS_MAX, Txn, TxnOutcome, WatchEvent, WatchStream, continuity,

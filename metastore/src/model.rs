@@ -115,6 +115,9 @@ pub struct WorkerRecord {
     /// read its segments. Empty where they cannot.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cache_incarnation: String,
+    /// The directory of its shared memory: processes that share an embedded state must fill one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cache_dir: String,
 }
 
 impl WorkerRecord {
@@ -339,6 +342,25 @@ impl CacheVersion {
             version: self.version()?,
         })
     }
+}
+
+/// What keeps the coordinator from planning tables that are wanted: the value of
+/// `coordinator_state`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CoordinatorState {
+    /// By table.
+    pub unplanned: BTreeMap<String, Unplanned>,
+}
+
+/// A version that is wanted and not planned.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Unplanned {
+    /// The version.
+    pub version: u64,
+    /// Why it is not, in words.
+    pub reason: String,
 }
 
 /// A request that the coordinator refused: the value of `rejection/{revision}`.

@@ -243,7 +243,7 @@ pub struct ClusterIdentity {
 }
 
 /// A store of keys that hosts agree on. Backends: [`crate::EtcdMetastore`],
-/// [`crate::EmbeddedMetastore`]; both pass [`crate::conformance`].
+/// [`crate::EmbeddedMetastore`], and [`crate::SharedMetastore`] over that one; all pass [`crate::conformance`].
 ///
 /// Keys are UTF-8 and not empty. Reads see every transaction that committed before they began.
 /// When [`Metastore::txn`] fails with [`crate::ErrorKind::Retry`], it may have happened: callers
@@ -284,6 +284,13 @@ pub trait Metastore: Send + Sync + fmt::Debug + 'static {
 
     /// Which store this is, and how far.
     async fn identity(&self) -> Result<ClusterIdentity>;
+
+    /// Counts how often another process came to keep the store behind this handle: with each time
+    /// every lease granted before is gone, and its holders need not wait to be told. `None` where
+    /// that does not happen.
+    fn changes(&self) -> Option<tokio::sync::watch::Receiver<u64>> {
+        None
+    }
 }
 
 /// How long a state is frozen by default: everybody has to converge within a minute.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use stoa_metastore::{
-    CacheVersion, ElectionRecord, LoadRequest, PinRecord, PlanPart, Rejection, WorkerRecord,
-    WorkerState, keys,
+    CacheVersion, CoordinatorState, ElectionRecord, LoadRequest, PinRecord, PlanPart, Rejection,
+    WorkerRecord, WorkerState, keys,
 };
 
 const PAGE: &str = include_str!("../../docs/metastore.md");
@@ -50,6 +50,7 @@ fn every_key_is_documented_with_an_example_that_reads_back() {
     same::<PinRecord>(&example("pin/{worker}"));
     same::<Rejection>(&example("rejection/{revision}"));
     same::<ElectionRecord>(&example("election/coordinator"));
+    same::<CoordinatorState>(&example("coordinator_state"));
     let lines = example("layout_version/{table}");
     for line in lines.lines() {
         assert_eq!(line.parse::<LoadRequest>().unwrap().to_string(), line);
@@ -71,6 +72,7 @@ fn every_key_is_documented_with_an_example_that_reads_back() {
     let made = [
         keys::INBOX.to_owned(),
         keys::INBOX_HANDLED.to_owned(),
+        keys::COORDINATOR_STATE.to_owned(),
         keys::ELECTION.to_owned(),
         keys::layout_version("T"),
         keys::layout("T", 7),
@@ -102,4 +104,45 @@ fn the_limits_on_the_page_are_those_of_the_code() {
     }
     let example = json!({"parts": 1, "digest": stoa_metastore::digest(&["x"])});
     serde_json::from_value::<stoa_metastore::PartPointer>(example).unwrap();
+}
+
+/// `docs/owner.md` cannot drift either: its bounds are those of the code.
+#[test]
+fn the_bounds_of_the_owners_socket_are_the_documented_ones() {
+    use stoa_metastore::shared::{
+        ANSWER_BYTES_MAX, CALL_DEADLINE, CONNECT_DEADLINE, CONNECTIONS_MAX, LIST_PART_BYTES,
+        PATIENCE, PROTOCOL, REQUEST_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, SOCKET_MODE, SOCKET_NAME,
+    };
+    let page = include_str!("../../docs/owner.md");
+    let proto = include_str!("../proto/owner.proto");
+    for row in [
+        format!("| connections | {CONNECTIONS_MAX} |"),
+        format!("| requests in flight | {REQUESTS_IN_FLIGHT_MAX} a connection |"),
+        format!("| size of a request | {REQUEST_BYTES_MAX} bytes |"),
+        format!("| size of a message of an answer | {ANSWER_BYTES_MAX} bytes |"),
+        format!("| part of a listing | {LIST_PART_BYTES} bytes |"),
+        format!("| first answer | {} s |", CONNECT_DEADLINE.as_secs()),
+        format!(
+            "| any other answer, and each part of a listing | {} s |",
+            CALL_DEADLINE.as_secs()
+        ),
+        format!("| patience | {} s |", PATIENCE.as_secs()),
+        format!("`{SOCKET_NAME}` in the state directory"),
+        format!("mode {SOCKET_MODE:04o}."),
+        format!("the protocol's number is {PROTOCOL}."),
+        format!("`stoa.owner.v{PROTOCOL}`"),
+    ] {
+        assert!(page.contains(&row), "docs/owner.md does not say {row:?}");
+    }
+    let package = format!("package stoa.owner.v{PROTOCOL};");
+    assert!(proto.contains(&package));
+    for line in proto.lines() {
+        if let Some(call) = line.trim().strip_prefix("rpc ") {
+            let call = call.split('(').next().unwrap();
+            assert!(
+                page.contains(&format!("`{call}`")),
+                "docs/owner.md misses {call}"
+            );
+        }
+    }
 }

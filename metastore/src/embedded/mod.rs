@@ -5,10 +5,11 @@
 //! opened has none of the leases of the process before.
 
 mod disk;
+mod holder;
 mod state;
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -57,6 +58,20 @@ pub struct EmbeddedMetastore {
     inner: Arc<Inner>,
 }
 
+/// A handle of a store that others may let go.
+#[derive(Clone, Debug)]
+pub(crate) struct WeakEmbedded {
+    inner: Weak<Inner>,
+}
+
+impl WeakEmbedded {
+    /// The store, if it is still open.
+    pub(crate) fn upgrade(&self) -> Option<EmbeddedMetastore> {
+        let inner = self.inner.upgrade()?;
+        Some(EmbeddedMetastore { inner })
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     /// Held for a whole change: decide, write, apply. Taken before `state`.
@@ -65,6 +80,8 @@ struct Inner {
     /// The newest revision: wakes the watches.
     revision: watch::Sender<i64>,
     cluster_id: u64,
+    /// The file that was read and cannot be written.
+    read_only: Option<PathBuf>,
 }
 
 impl EmbeddedMetastore {
@@ -101,6 +118,22 @@ impl EmbeddedMetastore {
         ))
     }
 
+    /// What lies in the store of `dir`, where it cannot be opened to write: every change is refused.
+    pub fn read_only(dir: &Path) -> Result<Self> {
+        let (path, loaded) = Disk::read(dir)?;
+        let mut store = Self::new(
+            None,
+            loaded.cluster_id,
+            loaded.revision,
+            loaded.entries,
+            EmbeddedOptions::default(),
+        );
+        if let Some(inner) = Arc::get_mut(&mut store.inner) {
+            inner.read_only = Some(path);
+        }
+        Ok(store)
+    }
+
     fn new(
         disk: Option<Disk>,
         cluster_id: u64,
@@ -119,9 +152,17 @@ impl EmbeddedMetastore {
             state: Mutex::new(state),
             revision: watch::Sender::new(revision),
             cluster_id,
+            read_only: None,
         };
         EmbeddedMetastore {
             inner: Arc::new(inner),
+        }
+    }
+
+    /// A handle that does not hold the store open.
+    pub(crate) fn downgrade(&self) -> WeakEmbedded {
+        WeakEmbedded {
+            inner: Arc::downgrade(&self.inner),
         }
     }
 
@@ -200,6 +241,12 @@ impl Inner {
     /// To the disk, then to memory, then to the watches. The caller holds the disk's lock since
     /// before the change was decided, so no other change came between.
     fn commit(&self, disk: &mut Option<Disk>, change: Change) -> Result<()> {
+        if let Some(path) = &self.read_only {
+            return Err(Error::Storage {
+                path: path.clone(),
+                reason: "it can only be read here".to_owned(),
+            });
+        }
         if let Some(disk) = disk {
             // Not under the state's lock: readers need not wait for the disk.
             let rows = self.state().durable(&change);
@@ -359,7 +406,11 @@ mod tests {
         let error = EmbeddedMetastore::open(dir.path()).unwrap_err();
         assert!(matches!(error, Error::Busy { .. }));
         let text = error.to_string();
-        assert!(text.ends_with("is in use by another process; stop it, or use --etcd to share one between processes"), "{text}");
+        let owner = std::process::id();
+        assert!(
+            text.contains(&format!("is in use by process {owner},")),
+            "{text}"
+        );
         drop(first);
         EmbeddedMetastore::open(dir.path()).unwrap();
     }
@@ -444,6 +495,31 @@ mod tests {
             text.ends_with("move it away to start with an empty metastore"),
             "{text}"
         );
+    }
+
+    /// A full disk or a directory of somebody else's is no reason to throw every layout away.
+    #[tokio::test]
+    async fn what_cannot_be_written_says_so_and_is_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("not a directory");
+        std::fs::write(&file, "").unwrap();
+        let text = EmbeddedMetastore::open(&file).unwrap_err().to_string();
+        assert!(
+            text.ends_with(
+                "set state.location (or XDG_STATE_HOME) to a directory that you can write to"
+            ),
+            "{text}"
+        );
+        {
+            let store = EmbeddedMetastore::open(dir.path()).unwrap();
+            store.txn(put("kept")).await.unwrap();
+        }
+        let store = EmbeddedMetastore::read_only(dir.path()).unwrap();
+        assert!(store.get("kept").await.unwrap().is_some());
+        let refused = store.txn(put("other")).await.unwrap_err().to_string();
+        assert!(refused.ends_with("it can only be read here"), "{refused}");
+        // It holds nothing that keeps another process out.
+        EmbeddedMetastore::open(dir.path()).unwrap();
     }
 
     #[tokio::test]

@@ -72,7 +72,9 @@ impl State {
                 .map(|entry| (entry.key.clone(), entry))
                 .collect(),
             leases: BTreeMap::new(),
-            last_lease: 0,
+            // Every store that is opened begins at a revision that the one before never reached:
+            // a lease of that one is never taken for one of this.
+            last_lease: revision,
             history: History {
                 events: VecDeque::new(),
                 bytes: 0,

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::{Records, decode, encode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys;
-use crate::model::ElectionRecord;
+use crate::model::{CoordinatorState, ElectionRecord};
 use crate::store::{Condition, LeaseId, Metastore, Op, Txn, WatchEvent};
 
 /// A candidate looks again after this long even if no watch told it to.
@@ -110,6 +110,8 @@ impl Records {
         if self.store.get(keys::ELECTION).await?.is_some() {
             return Ok(None);
         }
+        // Before the lease, so that no change after it is missed.
+        let changes = self.store.changes();
         let lease = self.store.grant_lease(ttl).await?;
         let granted = Instant::now();
         let value = encode(&ElectionRecord {
@@ -135,6 +137,7 @@ impl Records {
             lease,
             ttl,
             granted,
+            changes,
             Arc::clone(&lost),
         ));
         Ok(Some(Leadership {
@@ -145,6 +148,29 @@ impl Records {
             lost,
             keeper,
         }))
+    }
+
+    /// Says what the coordinator cannot do, for as long as it holds the office. Fenced.
+    pub async fn publish_coordinator_state(
+        &self,
+        leadership: &Leadership,
+        state: &CoordinatorState,
+    ) -> Result<()> {
+        let value = encode(state);
+        let then = vec![Op::put_leased(
+            keys::COORDINATOR_STATE,
+            value,
+            leadership.lease,
+        )];
+        self.fenced(leadership, Vec::new(), then).await?;
+        Ok(())
+    }
+
+    /// What the elected coordinator says that it cannot do.
+    pub async fn coordinator_state(&self) -> Result<CoordinatorState> {
+        let entry = self.store.get(keys::COORDINATOR_STATE).await?;
+        let state = entry.as_ref().map(decode).transpose()?;
+        Ok(state.unwrap_or_default())
     }
 
     /// The elected coordinator.
@@ -191,19 +217,38 @@ fn waits(error: &Error) -> bool {
     )
 }
 
+/// Waits until another process keeps the store; for ever where that does not happen.
+async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
+    if let Some(changes) = changes
+        && changes.changed().await.is_ok()
+    {
+        return;
+    }
+    // Never; or the handle is gone, and with it who waits.
+    std::future::pending().await
+}
+
 /// Renews the lease until it is lost, or until the store was silent for as long as it lasts.
 async fn keep(
     store: Arc<dyn Metastore>,
     lease: LeaseId,
     ttl: Duration,
     granted: Instant,
+    mut changes: Option<watch::Receiver<u64>>,
     lost: Arc<watch::Sender<bool>>,
 ) {
     let period = ttl / 3;
     let mut alive_until = granted + ttl;
     let mut next = granted + period;
     loop {
-        sleep_until(next.min(alive_until)).await;
+        tokio::select! {
+            () = sleep_until(next.min(alive_until)) => {}
+            () = changed(&mut changes) => {
+                debug!("another process keeps the metastore; the election is lost");
+                lost.send_replace(true);
+                return;
+            }
+        }
         let asked = Instant::now();
         next = asked + period;
         match timeout_at(alive_until, store.keep_alive(lease)).await {

@@ -250,9 +250,13 @@ impl Records {
         };
         let key = keys::layout_version(table);
         let document = keys::layout(table, version);
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
             let entry = self.store.get(&key).await?;
             if let Some(current) = entry.as_ref().map(load_request_of).transpose()? {
+                if attempt > 0 && current == request {
+                    // Our own transaction, whose answer was lost; or somebody who wants the same.
+                    return Ok(request);
+                }
                 let again = current.version == version && current.unloaded;
                 if current.version >= version && !again {
                     return Err(Error::StaleVersion {
@@ -284,13 +288,18 @@ impl Records {
     /// Asks for a table to be dropped from memory. `None` when it was never asked for.
     pub async fn request_unload(&self, table: &str) -> Result<Option<LoadRequest>> {
         let key = keys::layout_version(table);
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
             let Some(entry) = self.store.get(&key).await? else {
                 return Ok(None);
             };
+            let current = load_request_of(&entry)?;
+            if attempt > 0 && current.unloaded {
+                // Our own transaction, whose answer was lost; or somebody who wants the same.
+                return Ok(Some(current));
+            }
             let request = LoadRequest {
                 unloaded: true,
-                ..load_request_of(&entry)?
+                ..current
             };
             let when = vec![unchanged(&key, Some(&entry))];
             let then = vec![Op::put(&key, request.to_string())];
