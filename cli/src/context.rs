@@ -8,14 +8,15 @@ use stoa_cache_manager::{PeerNetwork, TransferSettings, TransferTls};
 use stoa_control::ClientSettings;
 use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_layout::{TableName, TableVersion};
-use stoa_metastore::{EmbeddedMetastore, EtcdMetastore, EtcdSettings, Records};
+use stoa_metastore::{EmbeddedMetastore, EtcdMetastore, EtcdSettings, Records, SharedMetastore};
 use stoa_origin::{Origin, OriginLimits, StoreSettings, Stores};
 use stoa_reader::neighbours::{Directory, LocalDirectory, ToldDirectory};
 use stoa_reader::{NeighbourSettings, Neighbours, Reader, ReaderOptions, Verify};
+use stoa_shm::{CacheDir, CacheDirOptions};
 
 use crate::args::Global;
 use crate::config::{Config, EtcdConfig, Machine};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::failures::embedded_error;
 
 /// How long a command leaves the cache alone that it runs beside its queries.
@@ -66,14 +67,37 @@ impl Context {
         &self.config.state_location
     }
 
-    /// The records of etcd, or of the embedded metastore, which has one owner at a time.
+    /// The records of etcd, or of the embedded state, be it this process's or another one's.
     pub async fn records(&self) -> Result<Records> {
         Ok(match &self.config.etcd {
             Some(etcd) => {
                 Records::new(Arc::new(EtcdMetastore::connect(etcd_settings(etcd)).await?))
             }
-            None => Records::new(Arc::new(EmbeddedMetastore::open(self.state_directory())?)),
+            None => Records::new(Arc::new(
+                SharedMetastore::open(self.state_directory()).await?,
+            )),
         })
+    }
+
+    /// As [`Context::records`], for a command that only looks: where the embedded state cannot be
+    /// written, what lies in it is shown all the same.
+    pub async fn records_to_read(&self) -> Result<Records> {
+        if !self.is_embedded() {
+            return self.records().await;
+        }
+        let directory = self.state_directory();
+        let unwritable = match SharedMetastore::open(directory).await {
+            Ok(store) => return Ok(Records::new(Arc::new(store))),
+            Err(error @ stoa_metastore::Error::Storage { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        match EmbeddedMetastore::read_only(directory) {
+            Ok(store) => {
+                tracing::warn!("{unwritable}");
+                Ok(Records::new(Arc::new(store)))
+            }
+            Err(_) => Err(unwritable.into()),
+        }
     }
 
     /// Object stores as configured.
@@ -106,30 +130,81 @@ impl Context {
         Origin::new(Stores::new(self.store_settings()), self.origin_limits())
     }
 
-    /// Metastore, coordinator and worker in this process, or attached to another's memory.
-    ///
-    /// What another process has left is looked into when there is something to do, or after a while:
-    /// most commands end before.
-    pub async fn embedded(&self) -> Result<Embedded> {
-        self.start_embedded(TAKEOVER_DELAY).await
-    }
-
-    async fn start_embedded(&self, takeover_delay: Duration) -> Result<Embedded> {
-        let settings = EmbeddedSettings {
-            cache_directory: self.config.cache.location.clone(),
-            capacity_bytes: self.config.cache.size_bytes,
+    /// How the cache is run where there is no cluster, by whichever command.
+    pub fn embedded_settings(&self) -> EmbeddedSettings {
+        let config = &self.config;
+        EmbeddedSettings {
+            cache_directory: config.cache.location.clone(),
+            capacity_bytes: config.cache.size_bytes,
             state_directory: Some(self.state_directory().to_path_buf()),
-            group_access: self.config.cache.group_access,
-            pin: self.config.cache.pin,
-            freshness: self.config.cache.freshness,
-            scrub_interval: self.config.cache.scrub_interval,
-            takeover_delay,
+            host: config.worker.host.clone(),
+            group_access: config.cache.group_access,
+            pin: config.cache.pin,
+            freshness: config.cache.freshness,
+            scrub_interval: config.cache.scrub_interval,
+            takeover_delay: Duration::ZERO,
+            lease_ttl: config.heartbeat.lease_ttl,
+            heartbeat: config.heartbeat.period,
+            fill_concurrency: config.worker.fill_concurrency,
+            fill_memory_bytes: config.worker.fill_memory_bytes,
+            absolute_balancer: config.cache.absolute_balancer,
+            // Only a daemon is asked by others.
+            control: None,
+            http: None,
             verify: self.verify(),
-            prefault: self.config.cache.prefault,
+            prefault: config.cache.prefault,
+            // Of use to queries only, see `embedded_to_read`.
+            neighbours: None,
             stores: self.store_settings(),
             origin: self.origin_limits(),
+        }
+    }
+
+    /// The cache of this machine as a command that changes it needs it: run by this process, or by
+    /// another one that does what this one asks for.
+    pub async fn embedded(&self) -> Result<Embedded> {
+        let embedded = Embedded::start(self.embedded_settings()).await;
+        let mut embedded = embedded.map_err(embedded_error)?;
+        match embedded.wait_for_worker().await {
+            Ok(()) => Ok(embedded),
+            Err(error) => {
+                embedded.shutdown().await;
+                Err(embedded_error(error))
+            }
+        }
+    }
+
+    /// The cache of this machine as queries need it: read in any case, and filled where it can be.
+    pub async fn embedded_to_read(&self) -> Result<Embedded> {
+        let settings = EmbeddedSettings {
+            // What another process has left is looked into when there is something to do, or after a
+            // while: most commands end before.
+            takeover_delay: TAKEOVER_DELAY,
+            neighbours: self.neighbours(),
+            ..self.embedded_settings()
         };
-        Embedded::start(settings).await.map_err(embedded_error)
+        let embedded = Embedded::attach(settings).await;
+        let embedded = embedded.map_err(embedded_error)?;
+        if let Some(trouble) = embedded.trouble()
+            // Of a directory that it cannot use, the reader warns by itself.
+            && self.has_readable_cache()
+        {
+            tracing::warn!(
+                "{}; what is in {} is read, the rest comes from the origin, and nothing is cached \
+                 by this process",
+                chain(trouble),
+                self.config.cache.location.display()
+            );
+        }
+        Ok(embedded)
+    }
+
+    /// Whether the cache directory, if there is one, is one that readers take.
+    fn has_readable_cache(&self) -> bool {
+        let location = &self.config.cache.location;
+        let missing = std::fs::symlink_metadata(location)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        missing || CacheDir::open(location, CacheDirOptions::default()).is_ok()
     }
 
     /// This machine's cache, to be read; nothing of others.
@@ -200,21 +275,6 @@ impl Context {
             true => Verify::FirstTouch,
             false => Verify::Never,
         }
-    }
-
-    /// Like [`Context::embedded`], for what only the owner can do.
-    pub async fn embedded_owner(&self) -> Result<Embedded> {
-        let embedded = self.start_embedded(Duration::ZERO).await?;
-        if !embedded.is_owner() {
-            return Err(Error::Busy(format!(
-                "another process runs the cache in {} with the state in {}: stop it first, or \
-                 share the state between processes with --etcd (inside `stoa sql`, CREATE EXTERNAL \
-                 TABLE … STORED AS STOA loads a table too)",
-                self.config.cache.location.display(),
-                self.state_directory().display()
-            )));
-        }
-        Ok(embedded)
     }
 
     /// How to talk to workers.
@@ -333,6 +393,114 @@ mod tests {
         let table = Target::parse("odd.na:me:3").unwrap();
         assert_eq!(table.table().to_string(), "odd.na:me");
         assert!(Target::parse("tpch.lineitem:0").is_err());
+    }
+
+    /// What `stoa config check` shows is what is in force, for each command that runs the cache where
+    /// there is no cluster: `sql`, `load`, `unload`, `demo` and `worker` all take these settings.
+    #[test]
+    fn every_key_reaches_the_embedded_cache() {
+        use crate::config::{Inputs, KEYS};
+        let set = [
+            "cache.location=/dev/shm/stoa-keys",
+            "cache.size=3GiB",
+            "cache.freshness=7s",
+            "cache.scrub.interval=5h",
+            "cache.verify=first-touch",
+            "cache.prefault.enabled=true",
+            "cache.pin.enabled=true",
+            "cache.group.enabled=true",
+            "cache.absolute.balancer.enabled=true",
+            "state.location=/keys/state",
+            "heartbeat.lease.ttl.seconds=44",
+            "heartbeat.period.seconds=11",
+            "worker.host=somewhere",
+            "worker.fill.concurrency=3",
+            "worker.fill.memory=77MiB",
+            "origin.inflight.size=99MiB",
+            "origin.coalesce.gap=5MiB",
+            "origin.request.size=9MiB",
+            "origin.attempts=9",
+            "origin.timeout=13s",
+        ];
+        // What the embedded cache does not have, and why.
+        let elsewhere = [
+            // Of sessions and queries, see `session_config` and `neighbours`.
+            "cache.enabled",
+            "cache.parquet.enabled",
+            "cache.remote.enabled",
+            "cache.remote.deadline",
+            "cache.remote.inflight.size",
+            "cache.remote.peers",
+            // Of locations on the command line.
+            "cache.storage.scheme",
+            // Only the daemon serves these; it adds them to the same settings.
+            "control.address",
+            "control.insecure",
+            "http.address",
+            // One worker, of one name, that waits for no other.
+            "worker.id",
+            "coordinator.grace.seconds",
+        ];
+        let of_clusters = ["etcd.", "transfer.", "log."];
+        let inputs = Inputs {
+            set: set.map(str::to_string).to_vec(),
+            ..Inputs::default()
+        };
+        let machine = Machine::here();
+        let config = Config::load(&inputs, &machine).unwrap();
+        let context = Context { config, machine };
+        let settings = context.embedded_settings();
+        let (worker, coordinator) = (settings.worker(), settings.coordinator());
+        let seconds = |span: std::time::Duration| format!("{}s", span.as_secs());
+        let bytes = |bytes: u64| crate::config::format_bytes(bytes).replace(' ', "");
+        let origin = &settings.origin;
+        let in_force = [
+            worker.cache_dir.display().to_string(),
+            bytes(worker.capacity_bytes),
+            seconds(worker.freshness.unwrap()),
+            format!("{}h", worker.scrub_interval.unwrap().as_secs() / 3600),
+            match settings.verify {
+                Verify::FirstTouch => "first-touch".into(),
+                Verify::Never => "off".into(),
+            },
+            settings.prefault.to_string(),
+            worker.pin.to_string(),
+            worker.group_access.to_string(),
+            coordinator.absolute_balancer.to_string(),
+            settings
+                .state_directory
+                .as_ref()
+                .unwrap()
+                .display()
+                .to_string(),
+            worker.lease_ttl.as_secs().to_string(),
+            worker.heartbeat.as_secs().to_string(),
+            worker.host.clone(),
+            worker.fill_concurrency.to_string(),
+            bytes(worker.fill_memory_bytes),
+            bytes(origin.in_flight_bytes_max),
+            bytes(origin.coalesce_gap_bytes),
+            bytes(origin.request_bytes_max),
+            origin.attempts.to_string(),
+            seconds(origin.timeout),
+        ];
+        for (set, in_force) in set.iter().zip(in_force) {
+            let (key, value) = set.split_once('=').unwrap();
+            assert_eq!(in_force, value, "{key}");
+        }
+        assert_eq!(coordinator.election_ttl_ms, 44_000);
+        for key in KEYS {
+            let known = set
+                .iter()
+                .any(|set| set.split('=').next() == Some(key.name))
+                || elsewhere.contains(&key.name)
+                || of_clusters.iter().any(|of| key.name.starts_with(of));
+            assert!(
+                known,
+                "whether {} reaches the embedded cache is not tested",
+                key.name
+            );
+        }
     }
 
     #[tokio::test]

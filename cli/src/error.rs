@@ -42,7 +42,7 @@ Exit codes:
   2    the command line or the configuration is wrong
   3    not ready: a time-out, nothing to wait for, or a store or etcd that does not answer
   4    refused: a stale version, another layout under this version, an unknown table or column
-  5    busy: another process owns the cache directory or the embedded state
+  5    busy: another process owns the cache directory or the embedded state, and does not share it
   6    loaded in part: what fits is in use, the message says what was left out
   130  interrupted (SIGINT)";
 

@@ -8,7 +8,9 @@ impl From<stoa_metastore::Error> for Error {
     fn from(error: stoa_metastore::Error) -> Error {
         use stoa_metastore::ErrorKind;
         let text = chain(&error);
-        if let stoa_metastore::Error::Busy { .. } = error {
+        if let stoa_metastore::Error::Busy { .. } | stoa_metastore::Error::OwnerVersion { .. } =
+            error
+        {
             return Error::Busy(text);
         }
         match error.kind() {
@@ -93,7 +95,7 @@ impl From<stoa_coordinator::Error> for Error {
 /// What an error of the embedded composition means for a command.
 pub(crate) fn embedded_error(error: EmbeddedError) -> Error {
     match error {
-        EmbeddedError::NotOwner => Error::Busy(error.to_string()),
+        EmbeddedError::NoState | EmbeddedError::OtherCache { .. } => Error::Busy(error.to_string()),
         EmbeddedError::NotReady { .. } => Error::NotReady(error.to_string()),
         EmbeddedError::Metastore(error) => error.into(),
         EmbeddedError::Layout(error) => error.into(),

@@ -5,41 +5,29 @@ use std::time::Duration;
 use stoa_cache_manager::{Worker, WorkerSettings};
 use stoa_control::Listen;
 use stoa_coordinator::{Coordinator, CoordinatorListeners, CoordinatorSettings};
+use stoa_datafusion::{Embedded, EmbeddedSettings};
 use stoa_metastore::Records;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::failures::embedded_error;
 
 /// The first and the longest wait before an etcd that does not answer is asked again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
-/// The only worker of an embedded cache, by whichever process it is run: one name, so that a plan
-/// made for `stoa sql` holds for `stoa worker` too.
-const EMBEDDED_WORKER: &str = "embedded";
-
-/// How long, and how often, a daemon that starts asks for an embedded state that is in use.
-const BUSY_PATIENCE: Duration = Duration::from_secs(3);
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
-
 /// Runs a worker; without etcd the coordinator too, in the same process.
 pub async fn worker(context: &Context) -> Result<()> {
     let mut stop = Stop::new()?;
+    if context.is_embedded() {
+        return embedded_worker(context, &mut stop).await;
+    }
     let Some(records) = connect(context, &mut stop).await? else {
         return Ok(());
     };
-    let origin = context.origin();
     let settings = worker_settings(context)?;
     let id = settings.id.clone();
-    let worker = Worker::start(settings, records.clone(), origin.clone()).await?;
-    let coordinator = match context.is_embedded() {
-        true => {
-            let settings = coordinator_settings(context);
-            let nowhere = CoordinatorListeners::default();
-            Some(Coordinator::start(settings, nowhere, records, origin).await?)
-        }
-        false => None,
-    };
+    let worker = Worker::start(settings, records, context.origin()).await?;
     tracing::info!(
         worker = id,
         location = %context.config.cache.location.display(),
@@ -49,10 +37,42 @@ pub async fn worker(context: &Context) -> Result<()> {
     );
     let signal = stop.wait().await;
     tracing::info!(signal, "worker stops; its cache stays for the next start");
-    if let Some(coordinator) = coordinator {
-        coordinator.shutdown().await?;
-    }
     worker.shutdown().await;
+    Ok(())
+}
+
+/// Worker and coordinator in one process, over a state that other processes share. Where one of
+/// these runs the cache already, this one waits for its end.
+async fn embedded_worker(context: &Context, stop: &mut Stop) -> Result<()> {
+    let control = listen("control.address", &context.config.control.address, context)?;
+    let http = listen(
+        "http.address",
+        &context.config.control.http_address,
+        context,
+    )?;
+    let settings = EmbeddedSettings {
+        control: Some(control),
+        http: Some(http),
+        ..context.embedded_settings()
+    };
+    let mut embedded = Embedded::start(settings).await.map_err(embedded_error)?;
+    if let Err(error) = embedded.wait_for_worker().await {
+        embedded.shutdown().await;
+        return Err(embedded_error(error));
+    }
+    tracing::info!(
+        location = %context.config.cache.location.display(),
+        capacity_bytes = context.config.cache.size_bytes,
+        metastore = context.metastore_name(),
+        "{}",
+        match embedded.is_owner() {
+            true => "worker runs",
+            false => "another process runs the cache; this one goes on when that ends",
+        }
+    );
+    let signal = stop.wait().await;
+    tracing::info!(signal, "worker stops; its cache stays for the next start");
+    embedded.shutdown().await;
     Ok(())
 }
 
@@ -93,7 +113,6 @@ pub async fn coordinator(context: &Context) -> Result<()> {
 /// The records; a daemon waits for an etcd that is not up yet. `None` when told to stop meanwhile.
 async fn connect(context: &Context, stop: &mut Stop) -> Result<Option<Records>> {
     let mut wait = RETRY.0;
-    let started = std::time::Instant::now();
     loop {
         let reached = async {
             let records = context.records().await?;
@@ -103,11 +122,6 @@ async fn connect(context: &Context, stop: &mut Stop) -> Result<Option<Records>> 
         let error = match reached.await {
             Ok(records) => return Ok(Some(records)),
             Err(Error::NotReady(reason)) => reason,
-            // A command such as `stoa status` owns the embedded state for a moment.
-            Err(Error::Busy(_)) if started.elapsed() < BUSY_PATIENCE => {
-                tokio::time::sleep(BUSY_PAUSE).await;
-                continue;
-            }
             Err(error) => return Err(error),
         };
         tracing::warn!(reason = error, "waiting for the metastore");
@@ -136,13 +150,9 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
             context,
         )?),
         pin: config.cache.pin,
-        // Embedded there is nobody to read from.
-        transfer: (!context.is_embedded()).then(|| context.transfer()),
+        transfer: Some(context.transfer()),
         ..WorkerSettings::new(
-            match context.is_embedded() {
-                true => EMBEDDED_WORKER,
-                false => &config.worker.id,
-            },
+            &config.worker.id,
             config.cache.location.clone(),
             config.cache.size_bytes,
         )
@@ -153,19 +163,12 @@ fn worker_settings(context: &Context) -> Result<WorkerSettings> {
 
 fn coordinator_settings(context: &Context) -> CoordinatorSettings {
     let config = &context.config;
-    let usual = CoordinatorSettings::default();
-    // Embedded there is one worker, and it is here: nobody to wait for.
-    let (grace_ms, settle_ms) = match context.is_embedded() {
-        true => (0, 0),
-        false => (config.coordinator.grace.as_millis() as u64, usual.settle_ms),
-    };
     CoordinatorSettings {
         candidate: format!("{}:{}", config.worker.host, std::process::id()),
         election_ttl_ms: config.heartbeat.lease_ttl.as_millis() as u64,
-        grace_ms,
-        settle_ms,
+        grace_ms: config.coordinator.grace.as_millis() as u64,
         absolute_balancer: config.cache.absolute_balancer,
-        ..usual
+        ..CoordinatorSettings::default()
     }
 }
 

@@ -246,7 +246,7 @@ async fn published(target: &Target, records: &Records) -> Result<LayoutDocument>
 
 async fn show(table: &str, json: bool, context: &Context) -> Result<()> {
     let target = Target::parse(table)?;
-    let records = context.records().await?;
+    let records = context.records_to_read().await?;
     let document = published(&target, &records).await?;
     if json {
         return print_document(&document);
@@ -303,7 +303,7 @@ fn describe(document: &LayoutDocument) -> String {
 }
 
 async fn list(json: bool, context: &Context) -> Result<()> {
-    let records = context.records().await?;
+    let records = context.records_to_read().await?;
     let mut listed = Vec::new();
     for table in records.layout_tables().await? {
         let versions = records.layouts(&table).await?;
@@ -381,7 +381,7 @@ async fn catalog_of(
             LayoutDocument::new(name, LayoutVersion::FIRST, location)
         }
         (Some(table), None) => {
-            let records = context.records().await?;
+            let records = context.records_to_read().await?;
             published(&Target::parse(table)?, &records).await?
         }
         (None, None) => return Err(Error::Usage("give a table or --location".into())),

@@ -17,8 +17,8 @@ use crate::progress::spinner;
 
 /// Asks for versions to be loaded, and waits until all of them that fits is.
 ///
-/// With etcd, coordinator and workers do the work. Without, this process does, and leaves the
-/// cache behind for the next.
+/// With etcd, coordinator and workers do the work. Without, the process that runs the cache does; if
+/// none does, this one, and leaves the cache behind for the next.
 ///
 /// # Errors
 /// [`Error::Partial`] where that is not the whole of a version: what is there is used.
@@ -32,15 +32,14 @@ pub async fn load(args: LoadArgs, context: &Context) -> Result<()> {
         let records = context.records().await?;
         return load_all(&targets, &args, &records).await;
     }
-    if args.no_wait {
-        return Err(Error::Usage(
-            "`--no-wait` needs somebody who loads meanwhile: a cluster (--etcd); embedded, this \
-             process loads, so leave it out"
-                .into(),
-        ));
-    }
-    let embedded = context.embedded_owner().await?;
+    let embedded = context.embedded().await?;
     let result = match embedded.records() {
+        Some(_) if args.no_wait && embedded.is_owner() => Err(Error::Usage(
+            "`--no-wait` needs somebody who loads meanwhile: a cluster (--etcd), or another process \
+             of this machine that runs the cache, such as `stoa worker`; here this process loads, \
+             so leave it out"
+                .into(),
+        )),
         Some(records) => load_all(&targets, &args, records).await,
         None => Ok(()),
     };
@@ -164,7 +163,7 @@ pub async fn unload(args: UnloadArgs, context: &Context) -> Result<()> {
         .map(|text| Ok(Target::parse(text)?.table().clone()))
         .collect::<Result<Vec<_>>>()?;
     let embedded = match context.is_embedded() {
-        true => Some(context.embedded_owner().await?),
+        true => Some(context.embedded().await?),
         false => None,
     };
     let records = match embedded.as_ref().and_then(|embedded| embedded.records()) {
@@ -184,7 +183,7 @@ pub async fn unload(args: UnloadArgs, context: &Context) -> Result<()> {
     result
 }
 
-async fn unload_one(records: &Records, table: &str, args: &UnloadArgs) -> Result<()> {
+pub(super) async fn unload_one(records: &Records, table: &str, args: &UnloadArgs) -> Result<()> {
     if records.request_unload(table).await?.is_none() {
         eprintln!("{table} was never loaded");
         return Ok(());

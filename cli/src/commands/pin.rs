@@ -32,6 +32,18 @@ pub async fn pin(args: PinArgs, pinned: bool, context: &Context) -> Result<()> {
 
 async fn tell(worker: &WorkerRecord, pinned: bool, context: &Context) -> Result<()> {
     let Some(address) = &worker.addresses.control else {
+        // A process that shares the state serves no control; it sees what was just written.
+        if context.is_embedded() {
+            eprintln!(
+                "worker {}: {} as soon as it sees this; `stoa status` shows what hinders it",
+                worker.id,
+                match pinned {
+                    true => "locks its memory",
+                    false => "lets its memory go",
+                }
+            );
+            return Ok(());
+        }
         return Err(Error::NotReady("it serves no control address".into()));
     };
     let client = WorkerClient::new(address, &context.control_clients())?;

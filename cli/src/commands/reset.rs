@@ -1,14 +1,20 @@
 //! `stoa reset`: forget what was published and loaded.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
 
-use stoa_metastore::keys;
+use stoa_metastore::{Records, keys};
 use stoa_shm::counters::AccessCounters;
 use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter, IndexContents};
 
-use crate::args::ResetArgs;
+use super::load::unload_one;
+use crate::args::{ResetArgs, UnloadArgs};
 use crate::context::Context;
 use crate::error::{Error, Result};
+
+/// How long the process that runs the cache may take to let a table go.
+const EMPTIED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Deletes the records; with `--files`, empties this machine's cache directory too.
 pub async fn reset(args: ResetArgs, context: &Context) -> Result<()> {
@@ -25,7 +31,12 @@ pub async fn reset(args: ResetArgs, context: &Context) -> Result<()> {
     }
     let records = context.records().await?;
     let live = records.workers().await?;
-    if !live.is_empty() {
+    // A process that shares the state runs the cache on: it lets go of what is in it, as only it can.
+    let shared = context.is_embedded() && !live.is_empty();
+    if shared && args.files {
+        empty(&records).await?;
+    }
+    if !live.is_empty() && !shared {
         let ids: Vec<&str> = live.iter().map(|worker| worker.id.as_str()).collect();
         eprintln!(
             "warning: workers are running and will publish their state again: {}",
@@ -37,6 +48,13 @@ pub async fn reset(args: ResetArgs, context: &Context) -> Result<()> {
         "{deleted} keys are deleted from {}",
         context.metastore_name()
     );
+    if args.files && shared {
+        eprintln!(
+            "the cache in {} is empty; the process that runs it goes on",
+            location.display()
+        );
+        return Ok(());
+    }
     if args.files {
         if !location.exists() {
             eprintln!("there is no cache at {}", location.display());
@@ -62,6 +80,26 @@ pub async fn reset(args: ResetArgs, context: &Context) -> Result<()> {
                 ),
             }
         );
+    }
+    Ok(())
+}
+
+/// Unloads all that is wanted or held.
+async fn empty(records: &Records) -> Result<()> {
+    let mut tables: BTreeSet<String> = BTreeSet::new();
+    let requests = records.load_requests().await?.into_iter();
+    tables.extend(requests.map(|request| request.table));
+    for state in records.states().await? {
+        let held = state.tables.into_iter();
+        tables.extend(held.filter(|(_, t)| t.held_bytes > 0).map(|(name, _)| name));
+    }
+    let args = UnloadArgs {
+        tables: tables.into_iter().collect(),
+        no_wait: false,
+        timeout: EMPTIED_WITHIN,
+    };
+    for table in &args.tables {
+        unload_one(records, table, &args).await?;
     }
     Ok(())
 }

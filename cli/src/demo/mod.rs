@@ -61,8 +61,8 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Generates, loads, queries, compares, and prints what came out.
 pub async fn run(args: DemoArgs, context: &Context) -> Result<ExitCode> {
     let queries = queries::select(args.queries.as_deref()).map_err(Error::Usage)?;
-    // Before anything is generated: whether this process may run the cache at all.
-    let embedded = context.embedded_owner().await?;
+    // Before anything is generated: whether tables can be cached at all.
+    let embedded = context.embedded().await?;
     let outcome = load_and_measure(&args, &queries, &embedded, context).await;
     embedded.shutdown().await;
     let report = outcome?;

@@ -35,7 +35,7 @@ pub(super) async fn load(
     timeout: Duration,
 ) -> Result<LoadedTables> {
     let Some(records) = embedded.records() else {
-        return Err(Error::Busy("another process runs the cache".into()));
+        return Err(Error::Busy("the state is not at hand".into()));
     };
     let started = Instant::now();
     let since = records.identity().await?.revision;

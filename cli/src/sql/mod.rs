@@ -121,16 +121,10 @@ struct Attached {
 
 impl Attached {
     /// With etcd a query process reads what this machine's worker published; without, it runs the
-    /// cache itself, or reads what another process runs.
+    /// cache itself, or shares the one that another process runs.
     async fn start(context: &Context) -> Result<Attached> {
         if context.is_embedded() {
-            let embedded = context.embedded().await?;
-            if !embedded.is_owner() {
-                tracing::info!(
-                    location = %context.config.cache.location.display(),
-                    "another process runs the cache; reading what it published"
-                );
-            }
+            let embedded = context.embedded_to_read().await?;
             return Ok(Attached {
                 stoa: embedded.stoa(),
                 embedded: Some(embedded),
