@@ -15,7 +15,8 @@ pub(crate) fn init(config: &LogConfig, daemon: bool) -> Result<()> {
         (None, Ok(directives)) if !directives.is_empty() => directives,
         // DataFusion and the store clients talk a lot at info.
         (None, _) if daemon => "warn,stoa=info,".to_string() + &ours("info"),
-        (None, _) => "error,stoa=warn,".to_string() + &ours("warn"),
+        // Which tables cannot be planned is told to the commands that ask for them.
+        (None, _) => "error,stoa=warn,".to_string() + &ours("warn") + ",stoa_coordinator=error",
     };
     let filter = EnvFilter::try_new(&directives).map_err(|error| {
         Error::Usage(format!(

@@ -1,91 +1,13 @@
 //! The `stoa` binary as scripts see it: output, exit codes, and what one process leaves to the next.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+mod home;
+
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
 
-/// A home of its own, with its cache on tmpfs.
-struct Home {
-    directory: TempDir,
-    shm: TempDir,
-}
-
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        // The counters of a cache lie beside its directory, and are named after it.
-        let _ = stoa_shm::AccessCounters::remove(self.shm.path().join("cache"));
-    }
-}
-
-impl Home {
-    fn new() -> Home {
-        let private = |below: &Path| {
-            tempfile::Builder::new()
-                .prefix("stoa-cli-")
-                .permissions(std::fs::Permissions::from_mode(0o700))
-                .tempdir_in(below)
-                .unwrap()
-        };
-        Home {
-            directory: private(&std::env::temp_dir()),
-            shm: private(Path::new("/dev/shm")),
-        }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stoa"));
-        command
-            .args(arguments)
-            // Nothing of the developer's own settings may reach it.
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", self.directory.path())
-            .env("STOA_CACHE__LOCATION", self.shm.path().join("cache"))
-            .env("STOA_CACHE__SIZE", "256MiB")
-            .current_dir(self.directory.path())
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn stoa(&self, arguments: &[&str]) -> Ran {
-        let output = self.command(arguments).output().unwrap();
-        Ran {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    fn ok(&self, arguments: &[&str]) -> String {
-        let ran = self.stoa(arguments);
-        assert_eq!(ran.code, 0, "{arguments:?}: {}{}", ran.stdout, ran.stderr);
-        ran.stdout
-    }
-
-    fn refused(&self, arguments: &[&str], code: i32) -> String {
-        let ran = self.stoa(arguments);
-        assert_eq!(
-            ran.code, code,
-            "{arguments:?}: {}{}",
-            ran.stdout, ran.stderr
-        );
-        ran.stderr
-    }
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
+use home::{Home, Running, json};
 
 /// The demo's promise to scripts, then every command over the tables that it leaves behind.
 #[test]
@@ -190,9 +112,9 @@ fn the_demo_leaves_tables_that_other_processes_use() {
     assert_eq!(json(&home.ok(&["layout", "list", "--json"])), json("[]"));
 }
 
-/// A daemon without etcd owns the state; others read its memory, and say what they cannot do.
+/// A daemon without etcd runs the cache, and does for others what they ask for.
 #[test]
-fn a_worker_without_etcd_stops_on_sigterm_and_keeps_others_from_its_state() {
+fn a_worker_without_etcd_serves_the_commands_of_others_and_stops_on_sigterm() {
     let home = Home::new();
     let mut worker = Running(
         home.command(&["worker"])
@@ -201,16 +123,27 @@ fn a_worker_without_etcd_stops_on_sigterm_and_keeps_others_from_its_state() {
             .unwrap(),
     );
     let deadline = Instant::now() + Duration::from_secs(60);
-    while home.stoa(&["status"]).stdout.find("is in use").is_none() {
+    while home.stoa(&["status", "--require-ready", "1"]).code != 0 {
         assert!(Instant::now() < deadline, "the worker does not start");
         assert!(worker.0.try_wait().unwrap().is_none(), "the worker ended");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let busy = home.refused(&["load", "a.b"], 5);
-    assert!(busy.contains("another process runs the cache"), "{busy}");
-    home.refused(&["reset", "--yes", "--files"], 5);
-    home.refused(&["status", "--require-ready", "1"], 3);
+    let table = home.table("t", 1000);
+    home.ok(&["layout", "create", "a.b", "--location", &table]);
+    home.ok(&["load", "a.b"]);
+    let status = json(&home.ok(&["status", "--json"]));
+    assert_eq!(status["tables"][0]["state"], "loaded", "{status}");
+    assert_eq!(status["workers"][0]["id"], "embedded", "{status}");
+    home.ok(&["load", "a.b", "--no-wait"]);
+    home.ok(&["pin"]);
+    home.ok(&["unpin"]);
+    home.ok(&["unload", "a.b"]);
+    home.ok(&["load", "a.b"]);
     home.ok(&["sql", "-q", "-c", "select * from stoa_tables()"]);
+    home.ok(&["reset", "--yes", "--files"]);
+    assert_eq!(json(&home.ok(&["layout", "list", "--json"])), json("[]"));
+    let status = json(&home.ok(&["status", "--json"]));
+    assert_eq!(status["tables"][0]["held_bytes"], 0, "{status}");
 
     let pid = nix::unistd::Pid::from_raw(worker.0.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -295,14 +228,4 @@ fn secrets_are_never_printed() {
     let check = home.ok(&["config", "check"]);
     assert!(check.contains("etcd.password"), "{check}");
     assert!(check.contains("<redacted>"), "{check}");
-}
-
-/// A child that does not outlive the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

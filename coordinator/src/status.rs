@@ -4,9 +4,16 @@ use std::collections::BTreeMap;
 
 use stoa_control::{CoordinatorStatus, KnownWorker, PlannedTable, RefusedRequest};
 
+use stoa_metastore::{CoordinatorState, Unplanned};
+
 use crate::decide::Decision;
 use crate::sized::corrected;
 use crate::term::Term;
+
+/// How many tables that cannot be planned are told of, and how much of each reason: what is told is
+/// one value of the metastore.
+const UNPLANNED_MAX: usize = 100;
+const REASON_CHARS_MAX: usize = 1000;
 
 impl Term<'_> {
     /// Publishes what is known now; watchers are woken only if it is news.
@@ -19,6 +26,28 @@ impl Term<'_> {
             }
             news
         });
+    }
+
+    /// Tells everybody, by the metastore, which tables cannot be planned and why; only what is news.
+    pub(crate) async fn tell_unplanned(&mut self) -> Result<(), stoa_metastore::Error> {
+        let requests = self.view.requests.iter();
+        let unplanned = requests.filter_map(|(table, requested)| {
+            let version = requested.request.version;
+            let failure = self.memory.table(table).failure(version)?;
+            let reason = failure.message.chars().take(REASON_CHARS_MAX).collect();
+            Some((table.clone(), Unplanned { version, reason }))
+        });
+        let state = CoordinatorState {
+            unplanned: unplanned.take(UNPLANNED_MAX).collect(),
+        };
+        if state != self.told {
+            let records = &self.shared.records;
+            records
+                .publish_coordinator_state(self.leadership, &state)
+                .await?;
+            self.told = state;
+        }
+        Ok(())
     }
 
     fn compose_status(&self, decision: &Decision) -> CoordinatorStatus {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use stoa_metastore::{
-    CacheVersion, Entry, Error as StoreError, ErrorKind, Follow, FollowHealth, InboxStream,
-    Leadership, Rejection, WorkerPlan, keys,
+    CacheVersion, CoordinatorState, Entry, Error as StoreError, ErrorKind, Follow, FollowHealth,
+    InboxStream, Leadership, Rejection, WorkerPlan, keys,
 };
 use tokio::task::JoinSet;
 
@@ -62,6 +62,8 @@ pub(crate) struct Term<'a> {
     pub(crate) rejections_written: u64,
     pub(crate) plans_written: u64,
     pub(crate) problems: BTreeMap<&'static str, String>,
+    /// What was said last of tables that cannot be planned.
+    pub(crate) told: CoordinatorState,
 }
 
 /// The four prefixes that decisions depend on, and whether each was listed once.
@@ -125,6 +127,7 @@ impl<'a> Term<'a> {
             rejections_written: 0,
             plans_written: 0,
             problems: BTreeMap::new(),
+            told: CoordinatorState::default(),
         })
     }
 
@@ -247,6 +250,7 @@ impl<'a> Term<'a> {
             let decision = decide(&mut self.memory, &self.view, &settings, now_ms);
             self.forget_what_is_not_needed();
             self.publish_status(&decision);
+            self.tell_unplanned().await?;
             if decision.actions.is_empty() {
                 return Ok(Some(decision));
             }
@@ -383,7 +387,11 @@ impl<'a> Term<'a> {
     }
 
     pub(crate) fn failed(&mut self, table: &str, version: u64, error: &Error) {
-        tracing::warn!(table, version, %error, "table not planned");
+        let before = self.memory.table(table).failure(version);
+        // Tried again and again, it is said once.
+        if before.is_none_or(|before| before.message != error.to_string()) {
+            tracing::warn!(table, version, %error, "table not planned");
+        }
         let settings = &self.shared.settings;
         let pauses = (settings.retry_ms_min, settings.retry_ms_max);
         let now_ms = self.now_ms();

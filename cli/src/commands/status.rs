@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use stoa_metastore::{
-    CacheVersion, LeftOut, LoadRequest, Records, Rejection, WorkerPhase, WorkerRecord, WorkerState,
-    keys,
+    CacheVersion, CoordinatorState, LeftOut, LoadRequest, Records, Rejection, WorkerPhase,
+    WorkerRecord, WorkerState, keys,
 };
 
 use super::memory::{Memory, MemoryTable, memory};
@@ -42,6 +42,8 @@ pub struct Overview {
     pub pins: BTreeSet<String>,
     /// Requests that were refused, oldest first.
     pub rejections: Vec<Rejection>,
+    /// What keeps the coordinator from planning.
+    pub coordinating: CoordinatorState,
     /// What lies in this machine's memory, where nothing runs and memory is all there is.
     pub at_rest: Option<Memory>,
 }
@@ -98,6 +100,7 @@ impl Overview {
                 .map(|pin| pin.worker)
                 .collect(),
             rejections: records.rejections().await?,
+            coordinating: records.coordinator_state().await?,
             at_rest: None,
         })
     }
@@ -185,6 +188,12 @@ impl Overview {
                 (None, _) => "not loaded",
             };
             return line;
+        }
+        if let Some(unplanned) = self.coordinating.unplanned.get(name) {
+            line.problems.push(format!(
+                "{name}:{} cannot be planned: {}",
+                unplanned.version, unplanned.reason
+            ));
         }
         if let Some(plan) = plan.filter(|plan| !plan.unloaded) {
             let shortfalls = plan.notes.shortfalls(format_bytes).into_iter();
@@ -447,10 +456,12 @@ impl Overview {
 
 /// Shows the overview.
 pub async fn status(args: StatusArgs, context: &Context) -> Result<()> {
-    let records = match context.records().await {
+    let records = match context.records_to_read().await {
         Ok(records) => records,
-        // Another process owns the embedded state; what it published can be seen all the same.
-        Err(Error::Busy(reason)) => return status_of_memory(&args, &reason, context),
+        // The state is not to be had; what lies in memory can be seen all the same.
+        Err(error) if context.is_embedded() => {
+            return status_of_memory(&args, &error.to_string(), context);
+        }
         Err(error) => return Err(error),
     };
     let mut overview = Overview::gather(&records, context.metastore_name()).await?;
@@ -476,11 +487,11 @@ fn status_of_memory(args: &StatusArgs, reason: &str, context: &Context) -> Resul
     if args.json {
         print_json(&json!({
             "metastore": context.metastore_name(),
-            "busy": reason,
+            "problems": [reason],
             "memory": memory.to_json(),
         }));
     } else {
-        println!("{reason}\nWhat that process has published:\n");
+        println!("{reason}\nWhat lies in memory:\n");
         print!("{}", memory.to_text());
     }
     match args.require_ready {
@@ -588,6 +599,7 @@ mod tests {
                 rejected_unix_ms: 1_796_012_800_000,
                 ..Rejection::default()
             }],
+            coordinating: CoordinatorState::default(),
             at_rest: None,
         }
     }

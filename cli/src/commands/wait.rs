@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use stoa_layout::TableVersion;
-use stoa_metastore::{CacheVersion, Records, Rejection, WorkerRecord, WorkerState, keys};
+use stoa_metastore::{
+    CacheVersion, CoordinatorState, Records, Rejection, WorkerRecord, WorkerState, keys,
+};
 use tokio::time::Instant;
 
 use crate::config::format_bytes;
@@ -82,6 +84,8 @@ pub struct Observed {
     pub states: Vec<WorkerState>,
     /// Requests that were refused since the load was asked for.
     pub rejections: Vec<Rejection>,
+    /// What keeps the coordinator from planning.
+    pub coordinating: CoordinatorState,
 }
 
 impl Observed {
@@ -95,6 +99,7 @@ impl Observed {
             workers: records.workers().await?,
             states: records.states().await?,
             rejections,
+            coordinating: records.coordinator_state().await?,
         })
     }
 }
@@ -120,6 +125,8 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
             "no coordinator is elected; is `stoa coordinator` running?".into()
         } else if observed.workers.is_empty() {
             "no worker is alive; is `stoa worker` running?".into()
+        } else if let Some(unplanned) = observed.coordinating.unplanned.get(&name) {
+            format!("{} cannot be planned: {}", wanted, unplanned.reason)
         } else {
             "waiting for the coordinator's plan".into()
         });
@@ -372,6 +379,7 @@ mod tests {
             workers: vec![worker("a"), worker("b")],
             states: vec![state("a", 7, 10), state("b", 7, 10)],
             rejections: Vec::new(),
+            coordinating: CoordinatorState::default(),
         }
     }
 
@@ -427,6 +435,18 @@ mod tests {
         assert!(waiting(&nothing).contains("no coordinator"));
         nothing.coordinator = true;
         assert!(waiting(&nothing).contains("no worker"));
+        let mut failing = observed();
+        failing.plan = None;
+        let unplanned = stoa_metastore::Unplanned {
+            version: 2,
+            reason: "the files are gone".into(),
+        };
+        let all = &mut failing.coordinating.unplanned;
+        all.insert("tpch.orders".into(), unplanned);
+        assert_eq!(
+            waiting(&failing),
+            "tpch.orders:2 cannot be planned: the files are gone"
+        );
         nothing.plan = observed().plan;
         nothing.plan.as_mut().unwrap().parts.clear();
         assert!(waiting(&nothing).contains("no worker"));
