@@ -17,6 +17,7 @@ use parquet::file::metadata::{
 use parquet::schema::types::SchemaDescriptor;
 use stoa_origin::{ObjectIdentity, Origin};
 
+use crate::belief::believable;
 use crate::catalog::RootColumn;
 use crate::indexes::{
     BLOOM_HEADER_BYTES, bloom_ranges, index_range, read_unsized_blooms, with_page_index,
@@ -255,13 +256,14 @@ fn metadata_start(tail: &[u8], size: u64) -> Result<u64, Rejection> {
     }
 }
 
-/// Parses the metadata of a file whose data ends at `data_end`, and checks what it says.
+/// Parses the metadata of a file whose data ends at `data_end`, checks what it says, and leaves out
+/// what it says of values where that cannot be believed.
 fn parse_metadata(encoded: &Bytes, data_end: u64) -> Result<ParquetMetaData, Rejection> {
     let shape = thrift::check_footer(encoded).map_err(Rejection::Corrupt)?;
     if shape.encrypted {
         return Err(Rejection::EncryptedColumns);
     }
-    let metadata = guarded(|| ParquetMetaDataReader::decode_metadata(encoded))?;
+    let metadata = believable(guarded(|| ParquetMetaDataReader::decode_metadata(encoded))?);
     for (number, group) in metadata.row_groups().iter().enumerate() {
         check_row_group(number, group, data_end)?;
     }

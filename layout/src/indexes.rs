@@ -12,6 +12,7 @@ use parquet::file::metadata::{
 };
 use stoa_origin::{ObjectIdentity, Origin};
 
+use crate::belief::believable;
 use crate::footer::{FOOTER_BYTES_MAX, FOOTER_TAIL_BYTES, Rejection, guarded};
 use crate::thrift;
 
@@ -58,7 +59,8 @@ pub(crate) fn index_range(metadata: &ParquetMetaData, data_end: u64) -> Option<R
     whole.filter(|range| !range.is_empty() && range.end - range.start <= FOOTER_BYTES_MAX)
 }
 
-/// The metadata with its page indexes; `None` if there are none, or none to be believed.
+/// The metadata with its page indexes, as far as they are [believable]; `None` if there are none, or
+/// none to be believed.
 ///
 /// `index` is the range that [`index_range`] found before `index_end`, and its bytes; `data_end` is
 /// where the file's data ends, which the pages have to lie in.
@@ -89,7 +91,7 @@ pub(crate) fn with_page_index(
             decoder.push_range(range, bytes)?;
             match decoder.try_decode()? {
                 DecodeResult::Data(metadata) if pages_lie_within(&metadata, data_end) => {
-                    Ok(metadata)
+                    Ok(believable(metadata))
                 }
                 _ => Err(ParquetError::General(
                     "page index does not fit its file".into(),

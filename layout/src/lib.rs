@@ -12,6 +12,7 @@
 //! This crate knows nothing of etcd, shared memory or DataFusion.
 #![forbid(unsafe_code)]
 
+mod belief;
 mod catalog;
 mod choice;
 mod document;
@@ -29,6 +30,7 @@ mod schema;
 mod thrift;
 mod wanted;
 
+pub use belief::without_claims;
 pub use catalog::{CatalogFile, RejectedFile, RootColumn, TableCatalog};
 pub use choice::{Candidate, Choice, Why, candidates, choose_forms, forms_of};
 pub use document::{ChunkSpec, ColumnRef, LayoutDocument};

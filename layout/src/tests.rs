@@ -642,7 +642,8 @@ async fn a_chunk_past_the_end_is_rejected_by_name() {
     );
     for (offset, length) in [(-5, 10), (4, -1), (i64::MAX, 10), (4, 1 << 40)] {
         let bad = with_metadata(&good, |chunk| {
-            let chunk = chunk.set_dictionary_page_offset(Some(offset));
+            let chunk = chunk.set_dictionary_page_offset(None);
+            let chunk = chunk.set_data_page_offset(offset);
             chunk.set_total_compressed_size(length)
         });
         let reason = rejection(bad).await;
