@@ -26,9 +26,11 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod claims;
 mod clock;
 mod embedded;
 mod factory;
+mod footers;
 mod functions;
 mod observe;
 mod options;
@@ -40,6 +42,7 @@ mod statistics;
 mod table;
 
 pub use embedded::{Embedded, EmbeddedError, EmbeddedSettings, Publisher};
+pub use footers::DoubtFooters;
 pub use observe::reader_metrics;
 pub use options::StoaOptions;
 pub use rule::CacheParquetScans;

@@ -15,6 +15,7 @@ use stoa_reader::Reader;
 
 use crate::catalog::{StoaCatalog, Tables};
 use crate::factory::StoaTableFactory;
+use crate::footers::DoubtFooters;
 use crate::functions::{SystemFunction, SystemTable};
 use crate::rule::CacheParquetScans;
 use crate::selectivity::with_estimates;
@@ -91,8 +92,10 @@ impl Stoa {
         let factory = StoaTableFactory::new(Arc::clone(&self.tables), self.publisher.clone());
         // Those of an earlier registration read through another reader.
         let scans = CacheParquetScans::new(self.reader().clone());
+        let doubts = DoubtFooters::new(self.reader().clone());
         let mut rules = with_estimates(state.physical_optimizers());
-        rules.retain(|rule| rule.name() != scans.name());
+        rules.retain(|rule| ![scans.name(), doubts.name()].contains(&rule.name()));
+        rules.insert(0, Arc::new(doubts));
         rules.push(Arc::new(scans));
         let state = SessionStateBuilder::new_from_existing(state)
             .with_config(config)
@@ -155,7 +158,8 @@ mod tests {
         assert_eq!(optimizer.hash_join_single_partition_threshold, BUILD_BYTES);
         assert_eq!(optimizer.hash_join_single_partition_threshold_rows, 7);
         let scans = CacheParquetScans::new(stoa.reader().clone());
-        let order = [EstimateFilters.name(), BEFORE, scans.name()];
+        let doubts = DoubtFooters::new(stoa.reader().clone());
+        let order = [doubts.name(), EstimateFilters.name(), BEFORE, scans.name()];
         let names = state.physical_optimizers().iter().map(|rule| rule.name());
         let names: Vec<_> = names.filter(|name| order.contains(name)).collect();
         assert_eq!(names, order);

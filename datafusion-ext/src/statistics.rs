@@ -1,5 +1,5 @@
-//! What the cache knows of a column beyond the footers: nulls and bounds where a writer left them
-//! out, and how many distinct values there are, for the optimizer.
+//! What the cache knows of a column better than footers: nulls and bounds, counted from the values
+//! themselves, and how many distinct values there are, for the optimizer.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -12,6 +12,8 @@ use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, ScalarValue};
 use stoa_forms::{Chunk, ChunkStatistics, Sketch};
 use stoa_reader::{Table, TableFile, View};
+
+use crate::claims::Claims;
 
 /// What is known of one column of a table, all of whose chunks are cached as blocks.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,26 +28,40 @@ pub(crate) struct ColumnKnown {
 }
 
 impl ColumnKnown {
-    /// Puts what is known in the place of what is absent.
+    /// Puts what is known in the place of what footers say.
+    ///
+    /// Where the bounds are only around the values, a footer's own stay if they lie within; so they
+    /// do where no bounds are known, of types that are not compared here.
     pub(crate) fn complete(&self, statistics: &mut ColumnStatistics) {
-        if statistics.null_count == Precision::Absent {
-            statistics.null_count = Precision::Exact(self.null_count);
-        }
-        let bound = |value: &Option<ScalarValue>| match value {
-            Some(value) if self.exact => Precision::Exact(value.clone()),
-            Some(value) => Precision::Inexact(value.clone()),
-            None => Precision::Absent,
-        };
-        if statistics.min_value == Precision::Absent {
-            statistics.min_value = bound(&self.min);
-        }
-        if statistics.max_value == Precision::Absent {
-            statistics.max_value = bound(&self.max);
-        }
+        statistics.null_count = Precision::Exact(self.null_count);
+        self.bound(&mut statistics.min_value, &self.min, Ordering::Less);
+        self.bound(&mut statistics.max_value, &self.max, Ordering::Greater);
         if let (Precision::Absent, Some(distinct)) = (&statistics.distinct_count, self.distinct) {
             // An estimate may be more than there can be.
             let most = self.rows - self.null_count;
             statistics.distinct_count = Precision::Inexact(distinct.min(most));
+        }
+    }
+
+    /// Puts a bound in the place of what a footer says; what compares as `outside` to it is not
+    /// within.
+    fn bound(
+        &self,
+        said: &mut Precision<ScalarValue>,
+        known: &Option<ScalarValue>,
+        outside: Ordering,
+    ) {
+        let says_a_value = said.get_value().is_some_and(|said| !said.is_null());
+        match known {
+            Some(known) if self.exact => *said = Precision::Exact(known.clone()),
+            Some(known) => {
+                let compared = said.get_value().and_then(|said| said.partial_cmp(known));
+                if !says_a_value || compared.is_none_or(|compared| compared == outside) {
+                    *said = Precision::Inexact(known.clone());
+                }
+            }
+            None if self.null_count == self.rows && says_a_value => *said = Precision::Absent,
+            None => {}
         }
     }
 }
@@ -90,6 +106,8 @@ impl Knowledge {
 }
 
 /// Merges what the chunks of a column know; `None` if one of them is not cached as blocks.
+///
+/// Files whose footers say otherwise are not believed any more.
 fn column_known(
     view: &View,
     table: &Table,
@@ -99,12 +117,21 @@ fn column_known(
     let mut merge = Merge::new(data_type);
     for file in table.files() {
         let position = file.roots().iter().position(|root| root.name() == name);
+        let claims = position.and_then(|position| Claims::of(file, position));
         for (index, group) in file.metadata().row_groups().iter().enumerate() {
-            match position {
-                Some(position) => merge.add(&chunk_statistics(view, file, index, position)?),
+            let Some(position) = position else {
                 // A column that the file does not have is read as nulls.
-                None => merge.add_nulls(usize::try_from(group.num_rows()).ok()?),
+                merge.add_nulls(usize::try_from(group.num_rows()).ok()?);
+                continue;
+            };
+            let found = chunk_statistics(view, file, index, position)?;
+            let untrue = claims
+                .as_ref()
+                .and_then(|claims| claims.refuted(index, &found));
+            if let Some(untrue) = untrue {
+                file.disbelieve(&format!("{untrue} of column {name:?}, row group {index}"));
             }
+            merge.add(&found);
         }
     }
     Some(merge.finish())
@@ -233,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_merged_and_fill_what_is_absent() {
+    fn chunks_are_merged_and_known_better_than_footers_say() {
         let mut merge = Merge::new(&DataType::Int64);
         merge.add(&numbers((0..1000).map(Some)));
         merge.add(&numbers((500..2000).map(|v| (v % 3 > 0).then_some(v))));
@@ -243,6 +270,7 @@ mod tests {
         assert_eq!((known.rows, known.null_count), (2512, 512));
         let mut filled = ColumnStatistics::new_unknown();
         filled.max_value = Precision::Exact(ScalarValue::Int64(Some(7)));
+        filled.null_count = Precision::Exact(0);
         known.complete(&mut filled);
         assert_eq!(filled.null_count, Precision::Exact(512));
         assert_eq!(
@@ -251,12 +279,47 @@ mod tests {
         );
         assert_eq!(
             filled.max_value,
-            Precision::Exact(ScalarValue::Int64(Some(7)))
+            Precision::Exact(ScalarValue::Int64(Some(1999)))
         );
         let Precision::Inexact(distinct) = filled.distinct_count else {
             panic!("an estimate is not exact")
         };
         assert!((1500..1850).contains(&distinct), "{distinct} of 1667");
+    }
+
+    #[test]
+    fn bounds_around_the_values_leave_those_within_to_the_footer() {
+        let long = |first: char| format!("{first}{}", "m".repeat(100));
+        let texts = arrow::array::StringViewArray::from_iter_values([long('b'), long('x')]);
+        let mut merge = Merge::new(&DataType::Utf8View);
+        merge.add(&statistics(Arc::new(texts)));
+        let known = merge.finish();
+        let text = |text: String| Precision::Exact(ScalarValue::Utf8View(Some(text)));
+        let mut said = ColumnStatistics::new_unknown()
+            .with_min_value(text(long('b')))
+            .with_max_value(text(long('y')));
+        known.complete(&mut said);
+        assert_eq!(said.min_value, text(long('b')));
+        let Precision::Inexact(max) = &said.max_value else {
+            panic!("{:?} is not the largest value", said.max_value)
+        };
+        assert!(*max < ScalarValue::Utf8View(Some("xn".into())), "{max}");
+    }
+
+    #[test]
+    fn nulls_alone_have_no_bounds() {
+        let mut merge = Merge::new(&DataType::Int64);
+        merge.add(&numbers([None, None]));
+        let number = Precision::Exact(ScalarValue::Int64(Some(7)));
+        let nothing = Precision::Exact(ScalarValue::Int64(None));
+        let mut said = ColumnStatistics::new_unknown()
+            .with_min_value(number)
+            .with_max_value(nothing.clone());
+        merge.finish().complete(&mut said);
+        assert_eq!(
+            (said.min_value, said.max_value),
+            (Precision::Absent, nothing)
+        );
     }
 
     #[test]

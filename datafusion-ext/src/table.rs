@@ -35,8 +35,9 @@ use stoa_reader::{Reader, Table, TableFile, View};
 
 use crate::StoaOptions;
 use crate::clock::now_unix_ms;
+use crate::footers::Said;
 use crate::scan::StoaSource;
-use crate::statistics::Knowledge;
+use crate::statistics::{ColumnKnown, Knowledge};
 
 /// A table of the cache: queries neither list nor look, unless the cache does not cover them.
 ///
@@ -206,12 +207,18 @@ impl TableProvider for StoaTable {
         } else {
             Arc::new(parquet)
         };
+        // First of all: what is found to be untrue of a footer is not planned with.
+        let known = planned.known(&view, &columns);
         // Statistics prune nothing here: an offset or limit over filters needs all files.
         let partitions = state.config().target_partitions();
-        let groups = FileGroup::new(planned.files.clone()).split_files(partitions);
+        let groups = FileGroup::new(planned.believed_files()).split_files(partitions);
         let (groups, mut statistics) =
             compute_all_files_statistics(groups, self.schema(), true, false)?;
-        planned.complete(&mut statistics, &view, &columns);
+        for (column, known) in known {
+            if let Some(column) = statistics.column_statistics.get_mut(column) {
+                known.complete(column);
+            }
+        }
         let config = FileScanConfigBuilder::new(url, source)
             .with_file_groups(groups)
             .with_statistics(statistics)
@@ -351,23 +358,35 @@ impl PlannedTable {
         columns
     }
 
-    /// Adds to the footers' statistics what the cache knows of these columns.
-    fn complete(&self, statistics: &mut Statistics, view: &View, columns: &[usize]) {
+    /// What the cache knows of these columns, by position.
+    fn known(&self, view: &View, columns: &[usize]) -> Vec<(usize, Arc<ColumnKnown>)> {
         let fields = self.schema.file_schema().fields();
-        for column in columns {
-            let (Some(field), Some(of_column)) = (
-                fields.get(*column),
-                statistics.column_statistics.get_mut(*column),
-            ) else {
-                continue;
-            };
-            let known =
-                self.knowledge
-                    .of(view, &self.table, *column, field.name(), field.data_type());
-            if let Some(known) = known {
-                known.complete(of_column);
+        let known = columns.iter().filter_map(|column| {
+            let field = fields.get(*column)?;
+            let (name, data_type) = (field.name(), field.data_type());
+            let known = self
+                .knowledge
+                .of(view, &self.table, *column, name, data_type)?;
+            Some((*column, known))
+        });
+        known.collect()
+    }
+
+    /// The files, with statistics that are none of those footers' that were found to be untrue.
+    fn believed_files(&self) -> Vec<PartitionedFile> {
+        let mut files = self.files.clone();
+        let columns = self.schema.file_schema().fields().len();
+        let doubted = files.iter_mut().zip(self.table.files());
+        for (file, _) in doubted.filter(|(_, known)| !known.is_believed()) {
+            let statistics = file.statistics.as_mut().map(Arc::make_mut);
+            for column in statistics
+                .into_iter()
+                .flat_map(|all| &mut all.column_statistics[..columns])
+            {
+                *column = std::mem::take(column).to_inexact();
             }
         }
+        files
     }
 
     /// Whether the index or a neighbour has every chunk of these columns: then a scan asks the origin
@@ -495,6 +514,7 @@ fn statistics_of(file: &TableFile, schema: &SchemaRef) -> Result<Statistics> {
         .iter()
         .zip(&mut statistics.column_statistics);
     for (field, column) in columns {
+        Said::of(file, field.name()).restrict(column);
         let of_file = file.decoded_schema().field_with_name(field.name());
         if of_file.is_ok_and(|of_file| of_file.data_type() != field.data_type()) {
             (column.min_value, column.max_value) = (Precision::Absent, Precision::Absent);

@@ -65,6 +65,8 @@ pub struct TableFile {
     index: usize,
     key: OnceLock<Vec<u8>>,
     decoded_schema: OnceLock<SchemaRef>,
+    /// The metadata without its claims, once one of them was found to be untrue.
+    without_claims: OnceLock<Arc<ParquetMetaData>>,
 }
 
 impl TableFile {
@@ -74,6 +76,7 @@ impl TableFile {
             index,
             key: OnceLock::new(),
             decoded_schema: OnceLock::new(),
+            without_claims: OnceLock::new(),
         }
     }
 
@@ -89,7 +92,23 @@ impl TableFile {
 
     /// Footer and page indexes.
     pub fn metadata(&self) -> &Arc<ParquetMetaData> {
-        &self.catalog.files[self.index].metadata
+        let metadata = &self.catalog.files[self.index].metadata;
+        self.without_claims.get().unwrap_or(metadata)
+    }
+
+    /// Leaves out of [`TableFile::metadata`] from now on all that the footer says of values, because
+    /// of what its values were found to be.
+    pub fn disbelieve(&self, why: &str) {
+        self.without_claims.get_or_init(|| {
+            let url = self.identity().url();
+            tracing::warn!(file = %url, why, "what the footer says of values is not so, and is left out");
+            Arc::new(stoa_layout::without_claims(self.metadata()))
+        });
+    }
+
+    /// Whether nothing that the footer says was found to be untrue.
+    pub fn is_believed(&self) -> bool {
+        self.without_claims.get().is_none()
     }
 
     /// Position in the catalog's list of files.

@@ -37,4 +37,6 @@ mod source;
 mod stream;
 mod zones;
 
+pub(crate) use context::resolve;
 pub use source::StoaSource;
+pub(crate) use source::store_of;

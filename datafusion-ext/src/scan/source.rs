@@ -126,7 +126,7 @@ fn reads_backwards(source: &ParquetSource) -> bool {
 }
 
 /// The store of a scan's files, as identities name it.
-fn store_of(config: &FileScanConfig) -> String {
+pub(crate) fn store_of(config: &FileScanConfig) -> String {
     match config.object_store_url.as_str().trim_end_matches('/') {
         "file:" => "file://".to_owned(),
         store => store.to_owned(),
