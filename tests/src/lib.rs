@@ -3,14 +3,15 @@
 //! What a test needs around Stoa, each owned by a value that cleans up when it is dropped:
 //! an S3-compatible server that counts and misbehaves on request ([`s3`]), a real etcd
 //! ([`etcd`]), coordinator and workers as real processes ([`cluster`]), TPC-H as Parquet
-//! ([`tpch`]) and tables that hold what readers get wrong ([`edges`]). The tests themselves are
-//! in `tests/it`.
+//! ([`tpch`]), tables that hold what readers get wrong ([`edges`]) and footers as other writers make
+//! them ([`footers`]). The tests themselves are in `tests/it`.
 
 #![forbid(unsafe_code)]
 
 pub mod cluster;
 pub mod edges;
 pub mod etcd;
+pub mod footers;
 pub mod http;
 pub mod process;
 pub mod s3;

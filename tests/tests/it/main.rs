@@ -1,6 +1,7 @@
 //! Hazards that cross crates and processes, in one binary: linking DataFusion is what costs.
 
 mod blocks;
+mod cases;
 mod faults;
 mod neighbours;
 mod s3_server;

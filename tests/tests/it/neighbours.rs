@@ -32,8 +32,8 @@ use super::spine;
 /// Workers that hold a third of the columns of every table each.
 const WORKERS: usize = 3;
 
-struct Worker {
-    embedded: Embedded,
+pub(super) struct Worker {
+    pub(super) embedded: Embedded,
     directory: CacheDirectory,
 }
 
@@ -42,7 +42,7 @@ impl Worker {
         format!("worker-{index}")
     }
 
-    async fn start() -> Worker {
+    pub(super) async fn start() -> Worker {
         let directory = CacheDirectory::new().unwrap();
         let settings = EmbeddedSettings {
             cache_directory: directory.path(),
@@ -195,7 +195,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Neighbourhood {
+pub(super) struct Neighbourhood {
     workers: Vec<Worker>,
     network: InProcess,
 }
@@ -204,17 +204,24 @@ impl Neighbourhood {
     /// Three workers with a third of the columns each.
     async fn start(tables: &[&str], form: FormChoice) -> Neighbourhood {
         let mut workers = vec![];
-        let network = InProcess::default();
         for third in 0..WORKERS {
             let worker = Worker::start().await;
             worker.load(tables, third, form).await;
+            workers.push(worker);
+        }
+        Neighbourhood::of(workers)
+    }
+
+    /// Workers that serve each other what they have loaded by now.
+    pub(super) fn of(workers: Vec<Worker>) -> Neighbourhood {
+        let network = InProcess::default();
+        for (index, worker) in workers.iter().enumerate() {
             let segments = Segments {
                 directory: worker.directory.path(),
-                incarnation: third as u64,
+                incarnation: index as u64,
                 opened: Mutex::default(),
             };
-            network.serve(&Worker::name(third), Arc::new(segments), Arc::new(NoCalls));
-            workers.push(worker);
+            network.serve(&Worker::name(index), Arc::new(segments), Arc::new(NoCalls));
         }
         Neighbourhood { workers, network }
     }
@@ -257,7 +264,7 @@ impl Neighbourhood {
     }
 
     /// A query process beside worker `own`.
-    async fn node(&self, own: usize) -> Node {
+    pub(super) async fn node(&self, own: usize) -> Node {
         self.node_that_knows(own, self.known(own, |_| {})).await
     }
 
@@ -308,16 +315,16 @@ impl Neighbourhood {
         }
     }
 
-    async fn shutdown(self) {
+    pub(super) async fn shutdown(self) {
         for worker in self.workers {
             worker.embedded.shutdown().await;
         }
     }
 }
 
-struct Node {
+pub(super) struct Node {
     session: SessionContext,
-    reader: Reader,
+    pub(super) reader: Reader,
     peers: Arc<Faulty>,
     directory: Arc<Shown>,
 }
