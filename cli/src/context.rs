@@ -448,7 +448,11 @@ mod tests {
         };
         let machine = Machine::here();
         let config = Config::load(&inputs, &machine).unwrap();
-        let context = Context { config, machine };
+        let context = Context {
+            config,
+            machine,
+            command: "stoa".into(),
+        };
         let settings = context.embedded_settings();
         let (worker, coordinator) = (settings.worker(), settings.coordinator());
         let seconds = |span: std::time::Duration| format!("{}s", span.as_secs());

@@ -2,6 +2,7 @@
 
 mod home;
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
