@@ -89,6 +89,8 @@ pub(crate) struct Engine {
     pub(crate) gather_since: Instant,
     /// Whether the metastore has told the plans in force at least once.
     pub(crate) seen_plans: bool,
+    /// Whether anything was found that the last worker has left to do, or that has come since.
+    pub(crate) found_work: bool,
     pub(crate) loading: bool,
     /// Whether a pass is deciding what it loads.
     pub(crate) preparing: bool,
@@ -123,6 +125,17 @@ fn digest<'a>(id: &str, plans: impl Iterator<Item = &'a CacheVersion>) -> u64 {
     XxHash3_64::oneshot(lines.join("\n").as_bytes()).max(1)
 }
 
+fn decode_catalogs(catalogs: Vec<(String, Bytes)>) -> Vec<(String, Arc<TableCatalog>)> {
+    let decode = |(name, bytes): (String, Bytes)| match TableCatalog::decode(&bytes) {
+        Ok(catalog) => Some((name, Arc::new(catalog))),
+        Err(error) => {
+            tracing::warn!(catalog = name, %error, "the published catalog is made anew");
+            None
+        }
+    };
+    catalogs.into_iter().filter_map(decode).collect()
+}
+
 /// A table's name in the index.
 pub(crate) fn catalog_name(table: &str) -> String {
     TableName::parse(table).map_or_else(|_| table.to_owned(), |name| name.to_string())
@@ -143,6 +156,7 @@ impl Engine {
             needs_pass: false,
             gather_since: now,
             seen_plans: false,
+            found_work: false,
             loading: false,
             preparing: false,
             decided_again: 0,
@@ -188,7 +202,9 @@ impl Engine {
             }
         }
         self.shared.problem("cache", None);
-        self.adopt_catalogs().await;
+        if self.adopt_catalogs().await == Flow::Stop {
+            return Flow::Stop;
+        }
         for event in happened {
             if self.handle(event).await == Flow::Stop {
                 return Flow::Stop;
@@ -246,28 +262,24 @@ impl Engine {
         }
     }
 
-    /// The catalogs that the process before has published.
-    async fn adopt_catalogs(&mut self) {
+    /// The catalogs that the process before has published. Decoding them may take long: whoever
+    /// stops the worker does not wait for it.
+    async fn adopt_catalogs(&mut self) -> Flow {
         let found = self.shared.with_store(|store| {
             let names: Vec<String> = store.catalogs().keys().cloned().collect();
-            let decode = |name: String| {
-                // Copied, because a catalog that lay in its segment would keep it from being freed.
+            // Copied, because a catalog that lay in its segment would keep it from being freed.
+            let bytes = |name: String| {
                 let bytes = Bytes::copy_from_slice(&store.read_catalog(&name)?);
-                match TableCatalog::decode(&bytes) {
-                    Ok(catalog) => Some((name, Arc::new(catalog))),
-                    Err(error) => {
-                        tracing::warn!(catalog = name, %error, "the published catalog is made anew");
-                        None
-                    }
-                }
+                Some((name, bytes))
             };
-            let catalogs: Vec<_> = names.into_iter().filter_map(decode).collect();
+            let catalogs: Vec<_> = names.into_iter().filter_map(bytes).collect();
             let counts = (store.generation(), store.held().len() as u64);
             let memory = store.memory().unwrap_or_default();
             (catalogs, memory, counts, store.left())
         });
         let (catalogs, memory, counts, left) = found.await;
         (self.generation, self.chunks) = counts;
+        self.memory = memory;
         let nothing_there = self.chunks == 0 && catalogs.is_empty();
         self.next_scrub = self.shared.settings.scrub_interval.map(|interval| {
             let wait = match nothing_there {
@@ -277,8 +289,16 @@ impl Engine {
             };
             Instant::now() + wait
         });
-        self.shown.extend(catalogs);
-        self.memory = memory;
+        let shared = Arc::clone(&self.shared);
+        let decoded = shared.on_background(move || decode_catalogs(catalogs));
+        tokio::select! {
+            biased;
+            _ = self.events.stop.wait_for(|stop| *stop) => Flow::Stop,
+            decoded = decoded => {
+                self.shown.extend(decoded);
+                Flow::Continue
+            }
+        }
     }
 
     /// Whether it is worth waiting for plans that are being resolved.
@@ -489,12 +509,16 @@ impl Engine {
 
     /// Leaves word to the next worker of the directory.
     async fn hand_over(&mut self) {
-        let carried_out = match self.has_nothing_to_do() {
-            true => digest(
-                &self.shared.settings.id,
-                self.targets.iter().map(|(_, _, plan)| plan),
-            ),
-            false => 0,
+        let plans = self.targets.iter().map(|(_, _, plan)| plan);
+        let digest = digest(&self.shared.settings.id, plans);
+        let said = self.shared.left.map_or(0, |left| left.carried_out);
+        // One that is stopped before it has looked through everything has not disproved what the
+        // last one has said of the same plans.
+        let still_holds = !self.found_work && (!self.seen_plans || digest == said);
+        let carried_out = match (self.has_nothing_to_do(), still_holds) {
+            (true, _) => digest,
+            (false, true) => said,
+            (false, false) => 0,
         };
         self.shared
             .with_store(move |store| store.end(carried_out))

@@ -54,4 +54,4 @@ pub use looks::{LOOKS_FILE, looks};
 pub use peers::{Listener, PeerNetwork};
 pub use service::WorkerControl;
 pub use settings::{CAPACITY_BYTES_MIN, TransferSettings, TransferTls, WorkerSettings};
-pub use worker::{Worker, WorkerHandle};
+pub use worker::{Waker, Worker, WorkerHandle};

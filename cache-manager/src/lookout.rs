@@ -88,6 +88,7 @@ impl Engine {
             }
             Err(error) => {
                 tracing::warn!(table, error, "the plan cannot be followed yet");
+                self.found_work = true;
                 slot.state.error = Some(error);
                 let wait = first
                     .saturating_mul(1 << slot.attempts.min(16))
@@ -173,6 +174,7 @@ impl Engine {
                     tracing::info!(table, "the table's files have changed");
                     slot.resolved = Some(newer);
                     changed = Ok(true);
+                    self.found_work = true;
                     self.decided_again = 0;
                     flow = self.wants_pass();
                 } else if carried_out.is_some() {

@@ -104,6 +104,11 @@ impl Engine {
             memory,
         } = result?;
         self.memory = memory;
+        self.found_work |= !decision.fetch.is_empty()
+            || !decision.drop.is_empty()
+            || !decision.left_out.is_empty()
+            || !decision.blocked.is_empty()
+            || !catalogs.is_empty();
         let blocked_reason = |at: usize| {
             self.failures
                 .reason(&wants[at].key)

@@ -124,6 +124,11 @@ impl Shared {
         *self.opened.borrow()
     }
 
+    /// Has the engine take the directory over, if it is at rest.
+    pub(crate) fn wake(&self) {
+        self.wanted.notify_one();
+    }
+
     /// Returns when somebody waits for the store.
     pub(crate) async fn wanted(&self) {
         self.wanted.notified().await;
@@ -136,7 +141,7 @@ impl Shared {
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> T {
         if !self.is_open() {
-            self.wanted.notify_one();
+            self.wake();
             // Its sender lives as long as `self`.
             let _ = self.opened.subscribe().wait_for(|opened| *opened).await;
         }

@@ -556,7 +556,8 @@ impl Store {
     pub(crate) fn end(&mut self, carried_out: u64) {
         // A walk may still be at its last segment: that word must not come after this one.
         self.ended = true;
-        self.leave_word(carried_out, true);
+        let all_is_published = !self.dirty && self.open.is_none();
+        self.leave_word(if all_is_published { carried_out } else { 0 }, true);
     }
 
     fn note_walk(&self) {

@@ -1,7 +1,8 @@
 //! Starting a worker, and the handle of one that runs.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use stoa_control::{
     Health, MetricsRegistry, Server, Services, serve_grpc, serve_http, worker_metrics,
@@ -19,13 +20,14 @@ use crate::background::Background;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::events::{Events, Jobs};
+use crate::looks::looks;
 use crate::opening::Opening;
 use crate::peers::{self, PeerCalls, PeerNetwork, Peers, Serving, advertised};
 use crate::registration;
 use crate::resolve::Sources;
 use crate::service::WorkerControl;
 use crate::settings::WorkerSettings;
-use crate::shared::Shared;
+use crate::shared::{Shared, unix_ms};
 
 /// Commands that may wait for the engine.
 const COMMANDS_MAX: usize = 16;
@@ -244,6 +246,43 @@ async fn serve(
     Ok((grpc, http))
 }
 
+/// Wakes a worker that leaves its directory alone because it has nothing to do.
+#[derive(Clone)]
+pub struct Waker {
+    /// Weak: who reads tables does not keep the directory from its next worker.
+    shared: Weak<Shared>,
+}
+
+impl Waker {
+    /// Tells that a table is being read: a worker at rest takes its directory over when it is time
+    /// to look whether the table's files have changed. Costs a read of a small file at most.
+    pub fn table_is_read(&self, table: &str) {
+        let Some(shared) = self.shared.upgrade().filter(|shared| !shared.is_open()) else {
+            return;
+        };
+        let settings = &shared.settings;
+        let Some(freshness) = settings.freshness else {
+            return;
+        };
+        let looked_at = looks(&settings.cache_dir).get(table).copied();
+        if is_due(looked_at, freshness, unix_ms()) {
+            shared.wake();
+        }
+    }
+}
+
+impl std::fmt::Debug for Waker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waker").finish_non_exhaustive()
+    }
+}
+
+/// Whether it is time for another look. A clock that was set back does not put it off.
+fn is_due(looked_at_unix_ms: Option<u64>, freshness: Duration, now_unix_ms: u64) -> bool {
+    let since = looked_at_unix_ms.and_then(|at| now_unix_ms.checked_sub(at));
+    since.is_none_or(|since| Duration::from_millis(since) >= freshness)
+}
+
 /// A running worker. Dropping it stops the worker without waiting; the cache stays for its
 /// readers and for the next worker of the directory.
 pub struct WorkerHandle {
@@ -272,6 +311,13 @@ impl WorkerHandle {
     /// Whether it has looked into its directory, rather than waiting for something to do.
     pub fn has_taken_over(&self) -> bool {
         self.shared.is_open()
+    }
+
+    /// To be told when a table is read.
+    pub fn waker(&self) -> Waker {
+        Waker {
+            shared: Arc::downgrade(&self.shared),
+        }
     }
 
     /// The worker's answers to control requests, for a process that embeds it.
@@ -393,4 +439,18 @@ fn is_settled(table: &TableState, version: u64, busy: bool) -> bool {
     let partial = table.left_out.chunks > 0
         && table.chunks_done + table.left_out.chunks >= table.chunks_total;
     reached && (complete || partial && !busy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_is_due_when_the_last_is_too_long_ago_or_unknown() {
+        let minute = Duration::from_secs(60);
+        assert!(is_due(None, minute, 100_000));
+        assert!(is_due(Some(40_000), minute, 100_000));
+        assert!(!is_due(Some(40_001), minute, 100_000));
+        assert!(is_due(Some(100_001), minute, 100_000), "a clock set back");
+    }
 }

@@ -95,6 +95,56 @@ async fn what_is_left_to_do_is_done_at_once() {
     worker.shutdown().await;
 }
 
+/// A process that ends soon still has files looked at, when it reads a table and it is time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_read_wakes_the_worker_when_a_look_is_due() {
+    let world = loaded().await;
+    let settings = |freshness| WorkerSettings {
+        freshness: Some(freshness),
+        ..at_rest(&world)
+    };
+    let worker = world.start(settings(Duration::from_secs(3600))).await;
+    worker.waker().table_is_read(TABLE);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!worker.has_taken_over());
+    worker.shutdown().await;
+    let worker = world.start(settings(Duration::from_millis(100))).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!worker.has_taken_over());
+    let waker = worker.waker();
+    waker.table_is_read(TABLE);
+    until("the files are looked at", async || {
+        metric(&worker, "stoa_worker_looks_total").await > 0.0
+    })
+    .await;
+    worker.shutdown().await;
+    waker.table_is_read(TABLE);
+    world
+        .start(settings(Duration::from_secs(1)))
+        .await
+        .shutdown()
+        .await;
+}
+
+/// Processes that end while they take the directory over do not make the next one do it at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_that_is_stopped_leaves_what_was_said() {
+    let world = loaded().await;
+    for _ in 0..5 {
+        let settings = WorkerSettings {
+            takeover_delay: Duration::from_millis(1),
+            ..at_rest(&world)
+        };
+        let worker = world.start(settings).await;
+        until("it is taken over", async || worker.has_taken_over()).await;
+        worker.shutdown().await;
+    }
+    let worker = world.start(at_rest(&world)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!worker.has_taken_over());
+    worker.shutdown().await;
+}
+
 /// A load that was interrupted is gone on with, although its process ended in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_that_has_no_room_is_not_taken_for_done() {

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result};
+use stoa_cache_manager::Waker;
 use stoa_layout::{LayoutDocument, TableCatalog, TableName};
 use stoa_metastore::Records;
 use stoa_reader::Reader;
@@ -20,6 +21,8 @@ pub(crate) struct Tables {
     pub(crate) reader: Reader,
     pub(crate) records: Option<Records>,
     pub(crate) plans: Arc<TablePlans>,
+    /// The worker in this process, if it may be at rest.
+    pub(crate) waker: Option<Waker>,
     /// Names with a layout in the metastore, as of the last look.
     laid_out: RwLock<BTreeSet<TableName>>,
 }
@@ -30,6 +33,7 @@ impl Tables {
             reader,
             records,
             plans: Arc::default(),
+            waker: None,
             laid_out: RwLock::default(),
         }
     }
@@ -65,6 +69,9 @@ impl Tables {
     /// The table, from shared memory or else read from the origin by its newest layout.
     pub(crate) async fn open(&self, name: &TableName) -> Result<Option<StoaTable>> {
         if let Some(table) = StoaTable::open_with(&self.reader, name, Arc::clone(&self.plans))? {
+            if let Some(waker) = &self.waker {
+                waker.table_is_read(&name.to_string());
+            }
             return Ok(Some(table));
         }
         let Some(records) = &self.records else {

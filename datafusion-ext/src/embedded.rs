@@ -380,7 +380,9 @@ impl Embedded {
 
     /// The cache for DataFusion sessions.
     pub fn stoa(&self) -> Stoa {
-        Stoa::with_reader(self.reader.clone(), self.records().cloned())
+        let running = self.role.running();
+        let waker = running.as_ref().map(|running| running.worker.waker());
+        Stoa::beside(self.reader.clone(), self.records().cloned(), waker)
     }
 
     /// What the worker is doing, where this process runs it.

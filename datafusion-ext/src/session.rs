@@ -8,6 +8,7 @@ use datafusion::common::config::OptimizerOptions;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use stoa_cache_manager::Waker;
 use stoa_layout::TableName;
 use stoa_metastore::Records;
 use stoa_origin::Origin;
@@ -44,11 +45,18 @@ impl Stoa {
     /// As [`Stoa::open`], with the metastore for tables that no worker has published yet, for
     /// `stoa_workers()`, and for `CREATE EXTERNAL TABLE … STORED AS STOA` to publish layouts.
     pub fn with_reader(reader: Reader, records: Option<Records>) -> Self {
+        Self::beside(reader, records, None)
+    }
+
+    /// As [`Stoa::with_reader`], beside a worker that is told when a table is read.
+    pub(crate) fn beside(reader: Reader, records: Option<Records>, waker: Option<Waker>) -> Self {
         let publisher = records
             .clone()
             .map(|records| Publisher::new(records, reader.origin().clone()));
+        let mut tables = Tables::new(reader, records);
+        tables.waker = waker;
         Self {
-            tables: Arc::new(Tables::new(reader, records)),
+            tables: Arc::new(tables),
             publisher,
         }
     }
