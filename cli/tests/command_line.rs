@@ -230,3 +230,66 @@ fn secrets_are_never_printed() {
     assert!(check.contains("etcd.password"), "{check}");
     assert!(check.contains("<redacted>"), "{check}");
 }
+
+/// Memory that loses a bit under a running worker gives wrong answers only until its walk comes by.
+#[test]
+fn a_flipped_bit_is_found_and_loaded_again_by_a_running_worker() {
+    let home = Home::new();
+    let data = home.directory.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let copy = format!(
+        "copy (select value as v from generate_series(1, 100000)) to '{}/v.parquet' stored as parquet",
+        data.display()
+    );
+    home.ok(&["sql", "-q", "-c", &copy]);
+    let location = format!("{}/", data.display());
+    home.ok(&["layout", "create", "s.v", "--location", &location, "--load"]);
+    let sum = || {
+        let rows = home.ok(&[
+            "sql",
+            "-q",
+            "--format",
+            "json",
+            "-c",
+            "select sum(v) as s from s.v",
+        ]);
+        json(&rows)[0]["s"].clone()
+    };
+    assert_eq!(sum(), 5_000_050_000u64);
+
+    let entries = std::fs::read_dir(home.shm.path().join("cache")).unwrap();
+    let segments = entries.map(|entry| entry.unwrap().path()).filter(|path| {
+        path.file_name()
+            .unwrap()
+            .to_string_lossy()
+            .starts_with("seg-")
+    });
+    let largest = segments
+        .max_by_key(|path| std::fs::metadata(path).unwrap().len())
+        .unwrap();
+    std::fs::set_permissions(&largest, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 4;
+    // In place, as memory would: the file stays what readers have mapped.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&largest)
+        .and_then(|file| std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0))
+        .unwrap();
+    let found = home.stoa(&["cache", "verify"]);
+    assert_eq!(found.code, 1, "{}", found.stdout);
+    assert!(found.stdout.contains("1 are damaged"), "{}", found.stdout);
+
+    let worker = home
+        .command(&["worker", "--set", "cache.scrub.interval=1s"])
+        .stderr(Stdio::null())
+        .spawn();
+    let _worker = Running(worker.unwrap());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while home.stoa(&["cache", "verify"]).code != 0 {
+        assert!(Instant::now() < deadline, "the flip is not found");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(sum(), 5_000_050_000u64);
+}

@@ -115,9 +115,16 @@ impl Ownership {
         &self.dir
     }
 
-    /// How the last writer left the directory; `None` where it is not known.
+    /// How the last writer left the directory; `None` where it is not known. Where the index is gone
+    /// that it published, nothing of what it has done is there any more.
     pub fn left(&self) -> Option<Handover> {
-        self.left.map(|left| left.handover)
+        let left = self.left.map(|left| left.handover)?;
+        let published = self.dir.index_path().exists();
+        let carried_out = if published { left.carried_out } else { 0 };
+        Some(Handover {
+            carried_out,
+            ..left
+        })
     }
 
     /// Takes stock of what is in the directory: adopts sealed segments that no index names, and

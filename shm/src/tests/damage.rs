@@ -143,6 +143,10 @@ fn only_what_an_end_leaves_in_doubt_is_hashed_at_once() {
     let dir = CacheDir::open(scratch.path(), CacheDirOptions::default()).unwrap();
     let ownership = crate::Ownership::take(dir).unwrap();
     assert_eq!(ownership.left(), Some(handover));
+    let index = scratch.path().join("index");
+    std::fs::rename(&index, scratch.path().join("aside")).unwrap();
+    assert_eq!(ownership.left().unwrap().carried_out, 0, "it is gone");
+    std::fs::rename(scratch.path().join("aside"), &index).unwrap();
     drop(ownership);
     let (_, recovery) = scratch.open();
     assert_eq!(
