@@ -182,9 +182,11 @@ impl Engine {
                 }
             }
             Err(error) => {
-                // Looks go on, and most of them find what the one before found.
-                if slot.look_error.as_ref() != Some(&error) {
-                    tracing::warn!(table, error, "the table's files cannot be looked at");
+                // Looks go on, and what stands in their way mostly stays, in words that name the
+                // time each request took. The status has the latest.
+                match slot.look_error {
+                    None => tracing::warn!(table, error, "the table's files cannot be looked at"),
+                    Some(_) => tracing::debug!(table, error, "they still cannot be looked at"),
                 }
                 slot.look_error = Some(error.clone());
                 slot.state.current = carried_out.or(slot.state.current);

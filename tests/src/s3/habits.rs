@@ -1,13 +1,14 @@
 //! How stores of other makes speak S3: habits that a client meets in the field.
 
-use axum::body::{Body, to_bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use s3s::dto::ETag;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use s3s::dto::{ETag, ETagCondition};
+use s3s::{S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
@@ -132,4 +133,37 @@ pub(crate) async fn redress(
         .replace("\"</ETag>", close);
     parts.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(parts, Body::from(text))
+}
+
+/// Whether `If-Match` is written as the standard has it, which `s3s` does not insist on.
+pub(crate) fn is_quoted(headers: &HeaderMap) -> bool {
+    let text = headers.get(header::IF_MATCH).map(HeaderValue::as_bytes);
+    text.is_some_and(|text| text.starts_with(b"\"") || text.starts_with(b"W/") || text == b"*")
+}
+
+/// What is left to compare of an `If-Match` under these habits.
+pub(crate) fn condition(
+    habit: Conditions,
+    if_match: Option<&ETagCondition>,
+    is_quoted: bool,
+) -> S3Result<Option<&ETagCondition>> {
+    match (habit, if_match) {
+        (Conditions::Ignored, _) | (_, None) => Ok(None),
+        (Conditions::Checked, _) if !is_quoted => Err(s3_error!(PreconditionFailed, "unquoted")),
+        (Conditions::Checked, condition) => Ok(condition),
+        (Conditions::Unquoted, Some(_)) => Err(s3_error!(PreconditionFailed, "quoted")),
+        (Conditions::Refused, Some(_)) => Err(s3_error!(NotImplemented, "If-Match is unknown")),
+    }
+}
+
+/// A continuation token with what is lost where it is encoded once too little or too often.
+pub(crate) fn dressed_token(token: String) -> String {
+    format!("+{token}%2B=")
+}
+
+pub(crate) fn bare_token(token: &str) -> S3Result<String> {
+    let bare = token
+        .strip_prefix('+')
+        .and_then(|rest| rest.strip_suffix("%2B="));
+    Ok(bare.ok_or_else(|| s3_error!(InvalidToken))?.to_owned())
 }

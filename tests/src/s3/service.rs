@@ -15,7 +15,7 @@ use s3s_fs::FileSystem;
 
 use super::Shared;
 use super::faults::{Effect, Fate};
-use super::habits::Conditions;
+use super::habits::{bare_token, condition, dressed_token, is_quoted};
 use super::ledger::{Access, Kind};
 
 /// How many bytes of a body are read from the file at a time.
@@ -200,39 +200,6 @@ fn check(
         return Err(s3_error!(NotModified));
     }
     Ok(())
-}
-
-/// Whether `If-Match` is written as the standard has it, which `s3s` does not insist on.
-fn is_quoted(headers: &HeaderMap) -> bool {
-    let text = headers.get(header::IF_MATCH).map(HeaderValue::as_bytes);
-    text.is_some_and(|text| text.starts_with(b"\"") || text.starts_with(b"W/") || text == b"*")
-}
-
-/// What is left to compare of an `If-Match` under these habits.
-fn condition(
-    habit: Conditions,
-    if_match: Option<&ETagCondition>,
-    is_quoted: bool,
-) -> S3Result<Option<&ETagCondition>> {
-    match (habit, if_match) {
-        (Conditions::Ignored, _) | (_, None) => Ok(None),
-        (Conditions::Checked, _) if !is_quoted => Err(s3_error!(PreconditionFailed, "unquoted")),
-        (Conditions::Checked, condition) => Ok(condition),
-        (Conditions::Unquoted, Some(_)) => Err(s3_error!(PreconditionFailed, "quoted")),
-        (Conditions::Refused, Some(_)) => Err(s3_error!(NotImplemented, "If-Match is unknown")),
-    }
-}
-
-/// A continuation token with what is lost where it is encoded once too little or too often.
-fn dressed_token(token: String) -> String {
-    format!("+{token}%2B=")
-}
-
-fn bare_token(token: &str) -> S3Result<String> {
-    let bare = token
-        .strip_prefix('+')
-        .and_then(|rest| rest.strip_suffix("%2B="));
-    Ok(bare.ok_or_else(|| s3_error!(InvalidToken))?.to_owned())
 }
 
 /// The bytes `start..end` of a file as a body, cut by an error after `cut` bytes if given.
