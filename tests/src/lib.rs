@@ -4,11 +4,13 @@
 //! an S3-compatible server that counts and misbehaves on request ([`s3`]), a real etcd
 //! ([`etcd`]), coordinator and workers as real processes ([`cluster`]), TPC-H as Parquet
 //! ([`tpch`]), tables that hold what readers get wrong ([`edges`]) and footers as other writers make
-//! them ([`footers`]). The tests themselves are in `tests/it`.
+//! them ([`footers`]). [`compare`] sets stock DataFusion beside Stoa. The tests themselves are in
+//! `tests/it`.
 
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod compare;
 pub mod edges;
 pub mod etcd;
 pub mod footers;

@@ -3,6 +3,7 @@
 mod blocks;
 mod cases;
 mod faults;
+mod fuzz;
 mod neighbours;
 mod s3_server;
 mod scan;
