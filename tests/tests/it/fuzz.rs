@@ -36,7 +36,7 @@ async fn ask(seed: u64, statements: u64, floats: Floats) {
     assert!(outcome.findings.is_empty(), "{outcome:?}");
     assert_eq!(outcome.statements, statements);
     // Otherwise little was tried.
-    assert!(outcome.hits * 2 > outcome.misses, "{outcome:?}");
+    assert!(outcome.hits > outcome.statements, "{outcome:?}");
     assert!(
         outcome.refused_alike < outcome.statements / 5,
         "{outcome:?}"
