@@ -52,11 +52,9 @@ pub struct CatalogFile {
     pub last_modified_unix_ms: u64,
     /// Values of the table's partition columns, decoded from the path.
     pub partition_values: Vec<String>,
-    /// The footer with page indexes. Offsets of chunks and Bloom filters are those in the file,
-    /// offsets of page indexes those in `footer_bytes`.
+    /// The footer with page indexes. All offsets are those in the file.
     pub metadata: Arc<ParquetMetaData>,
-    /// The footer as it is cached: page indexes, metadata and tail, as `ParquetMetaDataWriter`
-    /// writes them.
+    /// The footer as it is cached: page indexes, metadata and tail, byte by byte as in the file.
     pub footer_bytes: Bytes,
     /// More of the file that planning reads, by start in the file: Bloom filters.
     pub extra: Vec<(u64, Bytes)>,
@@ -77,6 +75,9 @@ pub struct RootColumn {
     pub field: FieldRef,
     /// Whether a leaf is INT96, whose decoding depends on the session.
     pub int96: bool,
+    /// Whether a column before it has the same name: then no query can name it, and it is not part
+    /// of the table.
+    pub shadowed: bool,
 }
 
 impl RootColumn {
@@ -171,7 +172,7 @@ impl CatalogFile {
         index.ok().map(|index| &self.roots[index])
     }
 
-    /// The root column named `name`.
+    /// The root column named `name`, the first of equal ones.
     pub fn root_named(&self, name: &str) -> Option<&RootColumn> {
         self.roots.iter().find(|root| root.name() == name)
     }

@@ -250,7 +250,7 @@ pub fn candidates(catalog: &TableCatalog, heat: impl Fn(&str) -> f64) -> Vec<Can
         .collect();
     let places = catalog.places_by_name();
     for file in &catalog.files {
-        for root in file.roots.iter() {
+        for root in file.roots.iter().filter(|root| !root.shadowed) {
             let Some(&index) = places.get(root.name()) else {
                 continue;
             };

@@ -103,7 +103,8 @@ pub enum Error {
     /// Files of one table whose columns have types that cannot be read as one.
     #[error(
         "column {column:?} of {url} has type {found}, and {expected} in the files before it; \
-         integers, floats and decimals widen, nothing else does: rewrite the file or leave it out"
+         integers, floats, decimals and units of time widen, nothing else does: rewrite the file or \
+         leave it out"
     )]
     ColumnTypes {
         /// The column, nested ones with dots.
@@ -114,6 +115,23 @@ pub enum Error {
         found: String,
         /// The type of the files before it.
         expected: String,
+    },
+    /// A time that does not fit into the finer unit that another file of the table has.
+    #[error(
+        "column {column:?} of {url} has type {found} and holds {value}, which does not fit into \
+         {expected} as in the table's other files; rewrite one of the files or leave it out"
+    )]
+    TimeRange {
+        /// The column.
+        column: String,
+        /// The file that has the value.
+        url: String,
+        /// Its type.
+        found: String,
+        /// The type of all files together.
+        expected: String,
+        /// A bound of the column's values, in the file's unit.
+        value: i64,
     },
     /// Files of one table with different partition columns.
     #[error(

@@ -118,7 +118,7 @@ pub fn sizes(catalog: &TableCatalog) -> Vec<ColumnSize> {
         .collect();
     let places = catalog.places_by_name();
     for file in &catalog.files {
-        for root in file.roots.iter() {
+        for root in file.roots.iter().filter(|root| !root.shadowed) {
             let Some(&index) = places.get(root.name()) else {
                 continue;
             };

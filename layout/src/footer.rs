@@ -11,8 +11,7 @@ use parquet::arrow::parquet_to_arrow_schema;
 use parquet::basic::Type as PhysicalType;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{
-    ColumnChunkMetaData, FooterTail, ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter,
-    RowGroupMetaData,
+    ColumnChunkMetaData, FooterTail, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData,
 };
 use parquet::schema::types::SchemaDescriptor;
 use stoa_origin::{ObjectIdentity, Origin};
@@ -82,8 +81,6 @@ pub(crate) enum Rejection {
     Elsewhere { row_group: usize, column: String },
     #[error("no Arrow schema: {0}")]
     Schema(String),
-    #[error("column {column:?} is there twice")]
-    DuplicateColumn { column: String },
 }
 
 /// A footer that was believed, and what is made of it.
@@ -123,13 +120,9 @@ pub(crate) async fn read(
         whole.extend_from_slice(&tail);
         (tail, tail_start) = (whole.freeze(), metadata_start);
     }
-    let encoded =
-        tail.slice((metadata_start - tail_start) as usize..tail.len() - FOOTER_TAIL_BYTES as usize);
-    let parsed = blocking({
-        let encoded = encoded.clone();
-        move || parse_metadata(&encoded, metadata_start)
-    })
-    .await;
+    let last = tail.slice((metadata_start - tail_start) as usize..);
+    let encoded = last.slice(..last.len() - FOOTER_TAIL_BYTES as usize);
+    let parsed = blocking(move || parse_metadata(&encoded, metadata_start)).await;
     let metadata = match parsed {
         Ok(metadata) => metadata,
         Err(rejection) => return Ok(Err(rejection)),
@@ -168,24 +161,26 @@ pub(crate) async fn read(
     extra.sort_by_key(|(start, _)| *start);
     extra.dedup_by_key(|(start, _)| *start);
 
-    let index = index.zip(index_bytes);
+    let index = index_bytes.unwrap_or_default();
     let footer = blocking(move || {
-        let metadata = match with_page_index(metadata, index, metadata_start, metadata_start) {
-            Some(metadata) => metadata,
-            None => without_page_index(parse_metadata(&encoded, metadata_start)?),
-        };
-        let bytes = guarded(|| {
-            let mut bytes = Vec::new();
-            ParquetMetaDataWriter::new(&mut bytes, &metadata).finish()?;
-            Ok(bytes)
-        })?;
-        parse(bytes.into(), metadata_start)
+        // Copied: a slice would keep the whole request's memory alive. Not written anew: what the
+        // parser reads in the file it reads here, also where it could not write it.
+        let bytes = Bytes::from([index.as_ref(), last.as_ref()].concat());
+        let footer = parse(bytes.clone(), metadata_start)?;
+        let has_index =
+            footer.metadata.column_index().is_some() || footer.metadata.offset_index().is_some();
+        match index.is_empty() || has_index {
+            true => Ok(footer),
+            // Not believed: not kept either.
+            false => parse(bytes.slice(index.len()..), metadata_start),
+        }
     })
     .await;
     Ok(footer.map(|footer| (footer, extra)))
 }
 
-/// Parses a footer as it is cached, of a file whose data ends at `data_end` at the latest.
+/// Parses a footer as it is cached, of a file whose data ends at `data_end` at the latest: the
+/// file's page indexes, if any, then its metadata and tail. All offsets are those in the file.
 ///
 /// Believes it no more than one from the origin: a reader does not hash what it maps.
 pub(crate) fn parse(bytes: Bytes, data_end: u64) -> Result<Footer, Rejection> {
@@ -196,11 +191,10 @@ pub(crate) fn parse(bytes: Bytes, data_end: u64) -> Result<Footer, Rejection> {
         .ok_or(Rejection::FooterLongerThanFile { length, size })?;
     let encoded = bytes.slice(start as usize..(start + length) as usize);
     let metadata = parse_metadata(&encoded, data_end)?;
-    let index = index_range(&metadata, start).map(|range| {
-        let body = bytes.slice(range.start as usize..range.end as usize);
-        (range, body)
-    });
-    let metadata = match with_page_index(metadata, index, start, data_end) {
+    let index = index_range(&metadata, data_end)
+        .filter(|range| range.end - range.start == start)
+        .map(|range| (range, bytes.slice(..start as usize)));
+    let metadata = match with_page_index(metadata, index, data_end) {
         Some(metadata) => metadata,
         None => without_page_index(parse_metadata(&encoded, data_end)?),
     };
@@ -336,6 +330,12 @@ fn roots(parquet: &SchemaDescriptor, schema: &SchemaRef) -> Result<Arc<[RootColu
         }
         root_of_last = Some(root);
         let name = parquet.get_column_root(leaf).name();
+        // Readers count columns in both schemas alike, and would take one for another.
+        if root != roots.len() {
+            return Err(Rejection::Schema(format!(
+                "a group without columns stands before column {name:?}"
+            )));
+        }
         let field = schema
             .fields()
             .get(roots.len())
@@ -345,16 +345,12 @@ fn roots(parquet: &SchemaDescriptor, schema: &SchemaRef) -> Result<Arc<[RootColu
                 "column {name:?} has no Arrow type"
             )));
         };
-        if !names.insert(name) {
-            return Err(Rejection::DuplicateColumn {
-                column: name.to_owned(),
-            });
-        }
         roots.push(RootColumn {
             first_leaf: leaf as u32,
             leaves: 1,
             field: field.clone(),
             int96,
+            shadowed: !names.insert(name),
         });
     }
     if roots.len() != schema.fields().len() {

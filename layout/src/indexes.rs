@@ -62,12 +62,11 @@ pub(crate) fn index_range(metadata: &ParquetMetaData, data_end: u64) -> Option<R
 /// The metadata with its page indexes, as far as they are [believable]; `None` if there are none, or
 /// none to be believed.
 ///
-/// `index` is the range that [`index_range`] found before `index_end`, and its bytes; `data_end` is
-/// where the file's data ends, which the pages have to lie in.
+/// `index` is the range that [`index_range`] found before `data_end`, where the file's data ends, and
+/// its bytes.
 pub(crate) fn with_page_index(
     metadata: ParquetMetaData,
     index: Option<(Range<u64>, Bytes)>,
-    index_end: u64,
     data_end: u64,
 ) -> Option<ParquetMetaData> {
     let (range, bytes) = index?;
@@ -76,7 +75,7 @@ pub(crate) fn with_page_index(
         .iter()
         .flat_map(|group| group.columns());
     let mut ranges = chunks
-        .flat_map(|chunk| index_ranges(chunk, index_end))
+        .flat_map(|chunk| index_ranges(chunk, data_end))
         .flatten()
         .flatten();
     let walked = ranges.try_for_each(|one| {
@@ -85,7 +84,7 @@ pub(crate) fn with_page_index(
     });
     let decoded = walked.map_err(Rejection::Corrupt).and_then(|()| {
         guarded(|| {
-            let size = index_end + FOOTER_TAIL_BYTES;
+            let size = data_end + FOOTER_TAIL_BYTES;
             let mut decoder = ParquetMetaDataPushDecoder::try_new_with_metadata(size, metadata)?
                 .with_page_index_policy(PageIndexPolicy::Optional);
             decoder.push_range(range, bytes)?;
@@ -128,37 +127,37 @@ fn pages_lie_within(metadata: &ParquetMetaData, data_end: u64) -> bool {
             })
 }
 
-/// The metadata without page indexes, and without their offsets: in the cached footer they would
-/// point at something else.
+/// The metadata without page indexes, and without their offsets: nobody is to look for them.
 pub(crate) fn without_page_index(metadata: ParquetMetaData) -> ParquetMetaData {
-    let mut builder = metadata
-        .into_builder()
-        .set_column_index(None)
-        .set_offset_index(None);
-    let groups = builder.take_row_groups();
-    let stripped = groups
-        .into_iter()
-        .map(|group| {
-            let mut group = group.into_builder();
-            let columns = group.take_columns();
-            let columns = columns
-                .into_iter()
-                .map(|chunk| {
-                    chunk
-                        .into_builder()
-                        .set_column_index_offset(None)
-                        .set_column_index_length(None)
-                        .set_offset_index_offset(None)
-                        .set_offset_index_length(None)
-                        .build()
-                        .expect("a chunk without optional fields is a chunk")
-                })
-                .collect();
-            let group = group.set_column_metadata(columns);
-            group.build().expect("as many columns as before")
-        })
-        .collect();
-    builder.set_row_groups(stripped).build()
+    let builder = metadata.into_builder();
+    let builder = builder.set_column_index(None).set_offset_index(None);
+    with_chunks(builder.build(), |chunk| {
+        let chunk = chunk
+            .into_builder()
+            .set_column_index_offset(None)
+            .set_column_index_length(None)
+            .set_offset_index_offset(None)
+            .set_offset_index_length(None);
+        let built = chunk.build();
+        built.expect("a chunk without optional fields is a chunk")
+    })
+}
+
+/// The metadata with each of its chunks changed.
+pub(crate) fn with_chunks(
+    metadata: ParquetMetaData,
+    change: impl Fn(ColumnChunkMetaData) -> ColumnChunkMetaData,
+) -> ParquetMetaData {
+    let mut builder = metadata.into_builder();
+    let groups = builder.take_row_groups().into_iter();
+    let changed = groups.map(|group| {
+        let mut group = group.into_builder();
+        let columns = group.take_columns().into_iter().map(&change).collect();
+        let group = group.set_column_metadata(columns);
+        group.build().expect("as many columns as before")
+    });
+    let changed = changed.collect();
+    builder.set_row_groups(changed).build()
 }
 
 /// Ranges of Bloom filters, and starts of those of unknown length, up to the bound.

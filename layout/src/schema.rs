@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit};
+use parquet::file::statistics::Statistics;
 
 use crate::catalog::{CatalogFile, RootColumn};
 use crate::error::{Error, Result};
@@ -74,28 +75,103 @@ pub(crate) fn without_metadata(schema: Schema) -> Schema {
 }
 
 /// The schema that all files can be read as: their columns in the order they appear, nullable if a
-/// file lacks them, of a type that holds every file's values.
+/// file lacks them, of a type that holds every file's values. Of columns of one name in a file it
+/// has the first, which is the one that a name leads to.
 pub(crate) fn merged(files: &[CatalogFile]) -> Result<SchemaRef> {
     let Some((first, rest)) = files.split_first() else {
         return Ok(Arc::new(Schema::empty()));
     };
-    let mut merged: Vec<FieldRef> = first.schema.fields().to_vec();
+    let mut merged: Vec<FieldRef> = named(first);
     let mut previous = &first.schema;
     for file in rest {
         // Most tables have one schema, and its files share it.
         if !Arc::ptr_eq(previous, &file.schema) {
-            merged = merge_fields(&merged, file.schema.fields(), "").map_err(|conflict| {
-                Error::ColumnTypes {
+            merged =
+                merge_fields(&merged, &named(file), "").map_err(|conflict| Error::ColumnTypes {
                     column: conflict.column,
                     url: file.identity.url(),
                     found: conflict.found.to_string(),
                     expected: conflict.expected.to_string(),
-                }
-            })?;
+                })?;
             previous = &file.schema;
         }
     }
+    check_times(files, &merged)?;
     Ok(Arc::new(Schema::new(merged)))
+}
+
+/// The columns of a file that a name leads to.
+fn named(file: &CatalogFile) -> Vec<FieldRef> {
+    let roots = file.roots.iter().filter(|root| !root.shadowed);
+    roots.map(|root| root.field.clone()).collect()
+}
+
+/// Refuses files whose footers say that a value does not fit into the finer unit of time that
+/// another file of the table has.
+///
+/// Where a footer says nothing, a query of such a value fails; none is ever changed.
+fn check_times(files: &[CatalogFile], merged: &[FieldRef]) -> Result<()> {
+    let finer = |file: &CatalogFile| -> Vec<(RootColumn, DataType, i64)> {
+        let is_time = |root: &&RootColumn| {
+            let data_type = root.field.data_type();
+            matches!(data_type, DataType::Timestamp(..) | DataType::Duration(_))
+        };
+        let roots = file.roots.iter().filter(|root| !root.shadowed);
+        let factors = roots.filter(is_time).filter_map(|root| {
+            let known = merged.iter().find(|field| field.name() == root.name())?;
+            let factor = finer_by(root.field.data_type(), known.data_type())?;
+            Some((root.clone(), known.data_type().clone(), factor))
+        });
+        factors.collect()
+    };
+    let mut previous: Option<(&SchemaRef, Vec<(RootColumn, DataType, i64)>)> = None;
+    for file in files {
+        let columns = match previous.take() {
+            Some((schema, columns)) if Arc::ptr_eq(schema, &file.schema) => columns,
+            _ => finer(file),
+        };
+        for (root, expected, factor) in &columns {
+            for group in file.metadata.row_groups() {
+                let bounds = group.column(root.first_leaf as usize).statistics();
+                let Some(Statistics::Int64(bounds)) = bounds else {
+                    continue;
+                };
+                let mut bounds = [bounds.min_opt(), bounds.max_opt()].into_iter().flatten();
+                if let Some(value) = bounds.find(|value| value.checked_mul(*factor).is_none()) {
+                    return Err(Error::TimeRange {
+                        column: root.name().to_owned(),
+                        url: file.identity.url(),
+                        found: root.field.data_type().to_string(),
+                        expected: expected.to_string(),
+                        value: *value,
+                    });
+                }
+            }
+        }
+        previous = Some((&file.schema, columns));
+    }
+    Ok(())
+}
+
+/// By how much values of the one type of time grow when they become the other's, where they may
+/// grow out of 64 bits.
+fn finer_by(file: &DataType, table: &DataType) -> Option<i64> {
+    use DataType::{Duration, Timestamp};
+    let (from, to) = match (file, table) {
+        (Timestamp(from, _), Timestamp(to, _)) | (Duration(from), Duration(to)) => (from, to),
+        _ => return None,
+    };
+    let (from, to) = (per_second(from), per_second(to));
+    (to > from).then_some(to / from)
+}
+
+fn per_second(unit: &TimeUnit) -> i64 {
+    match unit {
+        TimeUnit::Second => 1,
+        TimeUnit::Millisecond => 1_000,
+        TimeUnit::Microsecond => 1_000_000,
+        TimeUnit::Nanosecond => 1_000_000_000,
+    }
 }
 
 struct Conflict {
@@ -165,13 +241,29 @@ fn merge_types(known: &DataType, new: &DataType, column: &str) -> Result<DataTyp
         (List(a), List(b)) => List(child(a, b)?),
         (List(a) | LargeList(a), List(b) | LargeList(b)) => LargeList(child(a, b)?),
         (FixedSizeList(a, n), FixedSizeList(b, m)) if n == m => FixedSizeList(child(a, b)?, *n),
-        (Map(a, sorted), Map(b, other)) => Map(child(a, b)?, *sorted && *other),
+        (Map(a, sorted), Map(b, other)) => Map(merge_entries(a, b, column)?, *sorted && *other),
         _ => widest(known, new).ok_or_else(|| Conflict {
             column: column.to_owned(),
             expected: known.clone(),
             found: new.clone(),
         })?,
     })
+}
+
+/// Merges the entries of two maps by place: writers name keys and values differently, and the names
+/// say nothing.
+fn merge_entries(known: &FieldRef, new: &FieldRef, column: &str) -> Result<FieldRef, Conflict> {
+    let (DataType::Struct(parts), DataType::Struct(others)) = (known.data_type(), new.data_type())
+    else {
+        return merge_field(known, new, column);
+    };
+    let others = parts
+        .iter()
+        .zip(others)
+        .map(|(part, other)| Arc::new(Field::clone(other).with_name(part.name())) as FieldRef);
+    let others = DataType::Struct(others.collect());
+    let other = Field::clone(new).with_name(known.name());
+    merge_field(known, &Arc::new(other.with_data_type(others)), column)
 }
 
 /// The smallest type that holds every value of both, if there is one and nothing is lost.
@@ -194,7 +286,31 @@ fn widest(a: &DataType, b: &DataType) -> Option<DataType> {
             ))
         }
         (Dictionary(_, value), other) | (other, Dictionary(_, value)) => widest(value, other),
-        _ => widest_decimal(a, b).or_else(|| widest_number(a, b)),
+        _ => widest_decimal(a, b)
+            .or_else(|| widest_number(a, b))
+            .or_else(|| widest_time(a, b)),
+    }
+}
+
+/// The type with the finer unit. What has a time zone and what has none are different things.
+fn widest_time(a: &DataType, b: &DataType) -> Option<DataType> {
+    use DataType::{Duration, Time32, Time64, Timestamp};
+    let finer = |a: &TimeUnit, b: &TimeUnit| match per_second(a) > per_second(b) {
+        true => *a,
+        false => *b,
+    };
+    match (a, b) {
+        (Timestamp(unit, zone), Timestamp(other_unit, other_zone)) if zone == other_zone => {
+            Some(Timestamp(finer(unit, other_unit), zone.clone()))
+        }
+        (Duration(unit), Duration(other)) => Some(Duration(finer(unit, other))),
+        (Time32(unit) | Time64(unit), Time32(other) | Time64(other)) => {
+            Some(match finer(unit, other) {
+                unit @ (TimeUnit::Second | TimeUnit::Millisecond) => Time32(unit),
+                unit => Time64(unit),
+            })
+        }
+        _ => None,
     }
 }
 
@@ -296,6 +412,7 @@ fn widest_decimal(a: &DataType, b: &DataType) -> Option<DataType> {
 mod tests {
     use super::*;
     use DataType::*;
+    use TimeUnit::*;
 
     fn boxed(data_type: DataType) -> Box<DataType> {
         Box::new(data_type)
@@ -303,6 +420,7 @@ mod tests {
 
     #[test]
     fn types_widen_without_loss_or_not_at_all() {
+        let utc: Option<Arc<str>> = Some("UTC".into());
         for (a, b, expected) in [
             (Int32, Int64, Some(Int64)),
             (Int8, UInt8, Some(Int16)),
@@ -335,6 +453,33 @@ mod tests {
                 Some(Decimal256(48, 10)),
             ),
             (Decimal256(76, 0), Decimal256(76, 76), None),
+            (
+                Timestamp(Millisecond, utc.clone()),
+                Timestamp(Nanosecond, utc.clone()),
+                Some(Timestamp(Nanosecond, utc.clone())),
+            ),
+            (
+                Timestamp(Microsecond, utc.clone()),
+                Timestamp(Microsecond, None),
+                None,
+            ),
+            (Timestamp(Second, None), Int64, None),
+            (Timestamp(Second, None), Date32, None),
+            (
+                Time32(Second),
+                Time32(Millisecond),
+                Some(Time32(Millisecond)),
+            ),
+            (
+                Time32(Millisecond),
+                Time64(Microsecond),
+                Some(Time64(Microsecond)),
+            ),
+            (
+                Duration(Second),
+                Duration(Nanosecond),
+                Some(Duration(Nanosecond)),
+            ),
             (Dictionary(boxed(Int8), boxed(Utf8)), Utf8, Some(Utf8)),
             (
                 Dictionary(boxed(Int8), boxed(Utf8)),
@@ -377,6 +522,17 @@ mod tests {
             .err()
             .unwrap();
         assert_eq!(conflict.column, "l.item");
+
+        let map = |names: [&str; 3], value: DataType| {
+            let [entries, key, value_name] = names;
+            let parts = Struct(vec![field(key, Utf8), field(value_name, value)].into());
+            [field("m", Map(field(entries, parts), false))]
+        };
+        let (java, rust) = (["key_value", "key", "value"], ["entries", "keys", "values"]);
+        let merged = merge_fields(&map(java, Int32), &map(rust, Int64), "").ok();
+        assert_eq!(merged.unwrap(), map(java, Int64));
+        let conflict = merge_fields(&map(java, Int32), &map(rust, Utf8), "").err();
+        assert_eq!(conflict.unwrap().column, "m.key_value.value");
     }
 
     #[test]
@@ -400,6 +556,7 @@ mod tests {
             leaves: 1,
             field: Arc::new(Field::new("c", data_type, true)),
             int96,
+            shadowed: false,
         };
         let list = |data_type: DataType| List(Arc::new(Field::new("item", data_type, true)));
         assert!(allows_arrow(&root(Utf8View, false)));

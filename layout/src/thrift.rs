@@ -15,7 +15,7 @@ const ROW_GROUPS_MAX: usize = i16::MAX as usize;
 /// What the walk saw on the way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FooterShape {
-    /// Whether the file says that it, or one of its columns, is encrypted.
+    /// Whether the file says that one of its columns is encrypted.
     pub(crate) encrypted: bool,
 }
 
@@ -53,11 +53,8 @@ pub(crate) fn check_footer(bytes: &[u8]) -> Result<FooterShape, String> {
                     _ => walk.skip(kind, DEPTH_MAX),
                 })
             }),
-            _ => {
-                // encryption_algorithm
-                shape.encrypted |= id == 8;
-                walk.skip(kind, DEPTH_MAX)
-            }
+            // Among them encryption_algorithm: where no column is encrypted, it signs the footer.
+            _ => walk.skip(kind, DEPTH_MAX),
         }
     })?;
     schema.end()?;
@@ -350,13 +347,13 @@ mod tests {
     }
 
     #[test]
-    fn encryption_is_seen_in_footer_and_columns() {
+    fn encryption_is_seen_in_columns() {
         let root = schema(&[element(0)]);
         let rest = &root[..root.len() - 1];
         assert!(!check_footer(&root).unwrap().encrypted);
-        // Field 8 after field 2: an empty struct.
+        // Field 8 after field 2, an empty struct: an algorithm that signs the footer.
         let algorithm = [rest, &[6 << 4 | STRUCT, STOP, STOP]].concat();
-        assert!(check_footer(&algorithm).unwrap().encrypted);
+        assert!(!check_footer(&algorithm).unwrap().encrypted);
         // Field 4 after field 2: one row group of one column chunk with field 8.
         let chunk = [
             1 << 4 | LIST,
