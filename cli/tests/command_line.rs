@@ -293,3 +293,63 @@ fn a_flipped_bit_is_found_and_loaded_again_by_a_running_worker() {
     }
     assert_eq!(sum(), 5_000_050_000u64);
 }
+
+/// A layout names the file that cannot be read as well: without it queries would count the others.
+#[test]
+fn a_file_that_cannot_be_read_is_said_and_fails_queries_until_it_is_gone() {
+    let home = Home::new();
+    let files = home.directory.path().join("files");
+    std::fs::create_dir(&files).unwrap();
+    for name in ["a", "b"] {
+        let file = files.join(format!("{name}.parquet"));
+        let copy = format!("copy (values (1), (2)) to '{}'", file.display());
+        home.ok(&["sql", "--quiet", "-c", &copy]);
+    }
+    let broken = files.join("c.parquet");
+    std::fs::write(&broken, "PAR1 and then nothing").unwrap();
+    let location = format!("{}/", files.display());
+    let create = ["layout", "create", "public.t", "--location", &location];
+    let draft = home.stoa(&[&create[..], &["--dry-run"]].concat());
+    assert_eq!(json(&draft.stdout)["files"].as_array().unwrap().len(), 3);
+
+    let created = home.stoa(&[&create[..], &["--load"]].concat());
+    assert_eq!(created.code, 0, "{}", created.stderr);
+    let said = format!("warning: file://{} cannot be read: ", broken.display());
+    let stderr = &created.stderr;
+    assert!(stderr.contains(&said), "{stderr}");
+    assert!(
+        stderr.contains("queries of public.t fail until it is mended or removed"),
+        "{stderr}"
+    );
+
+    let count = [
+        "sql",
+        "--quiet",
+        "--format",
+        "csv",
+        "-c",
+        "select count(*) from t",
+    ];
+    // Also where nobody ever looks again.
+    for freshness in ["60s", "snapshot"] {
+        let mut asked = home.command(&count);
+        let asked = asked
+            .env("STOA_CACHE__FRESHNESS", freshness)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&asked.stderr);
+        assert_eq!(asked.status.code(), Some(1), "{stderr}");
+        assert!(
+            stderr.contains("1 files that cannot be read, of them file://"),
+            "{stderr}"
+        );
+        assert!(stderr.contains("/c.parquet"), "{stderr}");
+    }
+    std::fs::remove_file(&broken).unwrap();
+    let mut asked = home.command(&count);
+    let asked = asked
+        .env("STOA_CACHE__FRESHNESS", "snapshot")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "count(*)\n4\n");
+}

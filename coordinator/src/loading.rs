@@ -124,15 +124,6 @@ async fn load(
     {
         catalog = newer;
     }
-    for file in &catalog.rejected {
-        tracing::warn!(
-            table,
-            version,
-            url = file.url,
-            reason = file.reason,
-            "file rejected"
-        );
-    }
     let sized = tokio::task::spawn_blocking(move || SizedTable::new(&catalog, budget_bytes)).await;
     sized.map_err(|panic| Error::Died {
         table_version: named.clone(),

@@ -619,7 +619,7 @@ impl Publisher {
     /// Makes version 1 of a table: all columns of the files at `location`; asks for its load.
     ///
     /// # Errors
-    /// If the files cannot be listed or read, or the metastore refuses the layout.
+    /// If one of the files cannot be listed or read, or the metastore refuses the layout.
     pub async fn create(
         &self,
         name: &TableName,
@@ -630,14 +630,11 @@ impl Publisher {
         document.partition_columns = partition_columns.to_vec();
         let now = now_unix_ms();
         let catalog = TableCatalog::load(&self.origin, &document, now).await?;
+        catalog.check_readable()?;
         match &self.records {
             Some(records) => {
                 let table = name.to_string();
-                document.files = catalog
-                    .files
-                    .iter()
-                    .map(|file| file.identity.clone())
-                    .collect();
+                document.files = catalog.snapshot();
                 let version = document.version.get();
                 let published = async {
                     records

@@ -10,7 +10,7 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::config::TableParquetOptions;
 use datafusion::common::stats::Precision;
 use datafusion::common::{
-    ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics, exec_err,
+    ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics, exec_datafusion_err,
     plan_datafusion_err,
 };
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -104,7 +104,8 @@ impl StoaTable {
             Look::UnlessCovered => !current.covered(view, columns),
             Look::Always => true,
         };
-        if !looks {
+        // What cannot be read fails the query: it may have been mended or removed since.
+        if !looks && current.table.catalog().rejected.is_empty() {
             return Ok(current);
         }
         let now = now_unix_ms();
@@ -169,15 +170,8 @@ impl TableProvider for StoaTable {
                 self.current.schema.clone(),
             )?);
         }
-        if let Some(rejected) = planned.table.catalog().rejected.first() {
-            return exec_err!(
-                "table {} has {} files that cannot be read, of them {}: {}",
-                planned.table.catalog().table,
-                planned.table.catalog().rejected.len(),
-                rejected.url,
-                rejected.reason
-            );
-        }
+        let readable = planned.table.catalog().check_readable();
+        readable.map_err(|error| exec_datafusion_err!("{error}"))?;
         if planned.files.is_empty() {
             let schema = datafusion::common::project_schema(&self.schema(), projection)?;
             return Ok(Arc::new(EmptyExec::new(schema)));

@@ -92,7 +92,7 @@ impl RootColumn {
     }
 }
 
-/// A file that cannot be believed, and why.
+/// A file that cannot be read as part of its table, and why.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RejectedFile {
     /// Where it is, for people.
@@ -101,6 +101,9 @@ pub struct RejectedFile {
     pub reason: String,
     /// Which bytes were looked at.
     pub identity: ObjectIdentity,
+    /// Whether it only does not fit the table's other files, which may change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub misfit: bool,
 }
 
 impl TableCatalog {
@@ -137,6 +140,22 @@ impl TableCatalog {
         let mut snapshot: Vec<ObjectIdentity> = files.chain(rejected).cloned().collect();
         snapshot.sort();
         snapshot
+    }
+
+    /// Nothing, if every file can be read.
+    ///
+    /// # Errors
+    /// [`Error::UnreadableFiles`], which names the first that cannot.
+    pub fn check_readable(&self) -> Result<()> {
+        let Some(first) = self.rejected.first() else {
+            return Ok(());
+        };
+        Err(Error::UnreadableFiles {
+            table: self.table.to_string(),
+            count: self.rejected.len(),
+            url: first.url.clone(),
+            reason: first.reason.clone(),
+        })
     }
 
     /// Names the set of files, readable or not, with their identities: catalogs with the same

@@ -163,6 +163,18 @@ pub enum Error {
         /// The first file and what is wrong with it.
         first: String,
     },
+    /// A table of which some files cannot be read: what the others hold is not the table.
+    #[error("table {table} has {count} files that cannot be read, of them {url}: {reason}")]
+    UnreadableFiles {
+        /// The table.
+        table: String,
+        /// How many files cannot be read.
+        count: usize,
+        /// The first of them.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// More files than a catalog numbers.
     #[error(
         "{location} has {count} files, a table has at most {max}; compact the files or split the table"

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use arrow::datatypes::SchemaRef;
 use futures::{StreamExt, TryStreamExt};
 use stoa_origin::{ErrorKind, ListedObject, Location, ObjectIdentity, Origin};
 
@@ -11,7 +12,7 @@ use crate::catalog::{CatalogFile, RejectedFile, TableCatalog};
 use crate::document::LayoutDocument;
 use crate::error::{Error, Result};
 use crate::footer;
-use crate::partitions::{partition_type, partitions};
+use crate::partitions::{Partitions, partition_type, partitions};
 use crate::schema::merged;
 
 /// Footers that are read at the same time.
@@ -69,8 +70,12 @@ impl TableCatalog {
     /// Looks at the location again: `None` if nothing changed, else the new catalog, for which
     /// only new and changed files were read.
     ///
+    /// New files that make no table with those known are [`rejected`](TableCatalog::rejected), and
+    /// so are files that can be read no more, be it all of them: else queries would go on without
+    /// their rows, and nobody would be told.
+    ///
     /// # Errors
-    /// As [`load`](TableCatalog::load).
+    /// As [`load`](TableCatalog::load), but for those.
     pub async fn refresh(&self, origin: &Origin, now_unix_ms: u64) -> Result<Option<TableCatalog>> {
         let location = Location::parse(&self.location)?;
         let look = Look {
@@ -102,6 +107,7 @@ fn is_change(error: &stoa_origin::Error) -> bool {
 /// What an earlier look found out about files that may still be the same.
 #[derive(Default)]
 struct Known<'a> {
+    catalog: Option<&'a TableCatalog>,
     files: HashMap<&'a ObjectIdentity, &'a CatalogFile>,
     rejected: HashMap<&'a ObjectIdentity, &'a RejectedFile>,
 }
@@ -111,10 +117,25 @@ impl<'a> Known<'a> {
         let files = catalog.files.iter();
         let rejected = catalog.rejected.iter();
         Known {
+            catalog: Some(catalog),
             files: files.map(|file| (&file.identity, file)).collect(),
             rejected: rejected.map(|file| (&file.identity, file)).collect(),
         }
     }
+}
+
+/// What a table's files make together.
+struct Shape {
+    schema: SchemaRef,
+    partitions: Partitions,
+}
+
+/// Whether the files are to blame, each of which is good by itself.
+fn is_misfit(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ColumnTypes { .. } | Error::PartitionColumns { .. } | Error::TimeRange { .. }
+    )
 }
 
 /// One look at a table.
@@ -181,20 +202,56 @@ impl Look<'_> {
                 Err(file) => rejected.push(file),
             }
         }
-        for file in &rejected {
-            tracing::warn!(table = %self.document.table, url = file.url, reason = file.reason, "file is rejected");
-        }
         if files.is_empty() {
-            let first = rejected.first();
-            return Err(Error::NoReadableFiles {
-                location: self.location.url(),
-                count,
-                first: first
-                    .map_or_else(String::new, |file| format!("{}: {}", file.url, file.reason)),
-            });
+            return match (known.catalog, rejected.first()) {
+                (Some(known), Some(_)) => Ok(TableCatalog {
+                    version: self.document.version,
+                    files,
+                    rejected,
+                    looked_at_unix_ms: self.now_unix_ms,
+                    layout: self.document.clone(),
+                    ..known.clone()
+                }),
+                (_, first) => Err(Error::NoReadableFiles {
+                    location: self.location.url(),
+                    count,
+                    first: first
+                        .map_or_else(String::new, |file| format!("{}: {}", file.url, file.reason)),
+                }),
+            };
         }
         share_schemas(&mut files);
-        let schema = merged(&files)?;
+        let shape = match self.shape(&files) {
+            Err(error) if known.catalog.is_some() && is_misfit(&error) => {
+                let misfits;
+                (files, misfits) = self.fitting(files, &known);
+                rejected.extend(misfits);
+                rejected.sort_by(|a, b| a.identity.cmp(&b.identity));
+                self.shape(&files)?
+            }
+            shape => shape?,
+        };
+        for (file, values) in files.iter_mut().zip(shape.partitions.values) {
+            file.partition_values = values;
+        }
+        let partition_columns = shape.partitions.columns.into_iter();
+        Ok(TableCatalog {
+            table: self.document.table.clone(),
+            version: self.document.version,
+            location: self.document.location.clone(),
+            schema: shape.schema,
+            partition_columns: partition_columns
+                .map(|name| (name, partition_type()))
+                .collect(),
+            files,
+            rejected,
+            looked_at_unix_ms: self.now_unix_ms,
+            layout: self.document.clone(),
+        })
+    }
+
+    fn shape(&self, files: &[CatalogFile]) -> Result<Shape> {
+        let schema = merged(files)?;
         let paths: Vec<(&str, String)> = files
             .iter()
             .map(|file| (self.relative(&file.identity), file.identity.url()))
@@ -209,23 +266,47 @@ impl Look<'_> {
                 reason: "the files have a column of that name; leave it out".into(),
             });
         }
-        for (file, values) in files.iter_mut().zip(partitions.values) {
-            file.partition_values = values;
+        Ok(Shape { schema, partitions })
+    }
+
+    /// The known files and those of the new ones that make a table with them, and the others.
+    fn fitting(
+        &self,
+        files: Vec<CatalogFile>,
+        known: &Known<'_>,
+    ) -> (Vec<CatalogFile>, Vec<RejectedFile>) {
+        let is_known = |file: &CatalogFile| known.files.contains_key(&file.identity);
+        let (mut fitting, new): (Vec<_>, Vec<_>) = files.into_iter().partition(is_known);
+        let mut misfits = Vec::new();
+        for file in new {
+            let (identity, url) = (file.identity.clone(), file.identity.url());
+            fitting.push(file);
+            let Err(error) = self.shape(&fitting) else {
+                continue;
+            };
+            fitting.pop();
+            let misfit = RejectedFile {
+                url,
+                reason: error.to_string(),
+                misfit: true,
+                identity,
+            };
+            if !known.rejected.contains_key(&misfit.identity) {
+                self.warn_of(&misfit);
+            }
+            misfits.push(misfit);
         }
-        let partition_columns = partitions.columns.into_iter();
-        Ok(TableCatalog {
-            table: self.document.table.clone(),
-            version: self.document.version,
-            location: self.document.location.clone(),
-            schema,
-            partition_columns: partition_columns
-                .map(|name| (name, partition_type()))
-                .collect(),
-            files,
-            rejected,
-            looked_at_unix_ms: self.now_unix_ms,
-            layout: self.document.clone(),
-        })
+        fitting.sort_by(|a, b| a.identity.cmp(&b.identity));
+        (fitting, misfits)
+    }
+
+    fn warn_of(&self, file: &RejectedFile) {
+        tracing::warn!(
+            table = %self.document.table,
+            url = file.url,
+            reason = file.reason,
+            "file cannot be read: queries of its table fail until it is mended or removed",
+        );
     }
 
     async fn look_at(
@@ -237,26 +318,42 @@ impl Look<'_> {
         if let Some(file) = known.files.get(&identity) {
             return Ok(Ok(CatalogFile::clone(file)));
         }
-        if let Some(file) = known.rejected.get(&identity) {
+        let rejected = known.rejected.get(&identity);
+        if let Some(file) = rejected.filter(|file| !file.misfit) {
             return Ok(Err(RejectedFile::clone(file)));
         }
-        Ok(match footer::read(self.origin, &identity).await? {
-            Ok((footer, extra)) => Ok(CatalogFile {
-                identity,
-                last_modified_unix_ms: listed.last_modified.map_or(0, unix_ms),
-                partition_values: Vec::new(),
-                metadata: footer.metadata,
-                footer_bytes: footer.bytes,
-                extra,
-                schema: footer.schema,
-                roots: footer.roots,
-            }),
-            Err(rejection) => Err(RejectedFile {
-                url: identity.url(),
-                reason: rejection.to_string(),
-                identity,
-            }),
-        })
+        match footer::read(self.origin, &identity).await? {
+            Ok((footer, extra)) => {
+                for root in footer.roots.iter().filter(|root| root.shadowed) {
+                    tracing::warn!(
+                        table = %self.document.table,
+                        url = identity.url(),
+                        column = root.name(),
+                        "the file has this column twice: the first is the table's",
+                    );
+                }
+                Ok(Ok(CatalogFile {
+                    identity,
+                    last_modified_unix_ms: listed.last_modified.map_or(0, unix_ms),
+                    partition_values: Vec::new(),
+                    metadata: footer.metadata,
+                    footer_bytes: footer.bytes,
+                    extra,
+                    schema: footer.schema,
+                    roots: footer.roots,
+                }))
+            }
+            Err(rejection) => {
+                let file = RejectedFile {
+                    url: identity.url(),
+                    reason: rejection.to_string(),
+                    misfit: false,
+                    identity,
+                };
+                self.warn_of(&file);
+                Ok(Err(file))
+            }
+        }
     }
 
     /// A file's path below the location; its whole path if it lies elsewhere.
@@ -285,7 +382,7 @@ fn data_files(listed: Vec<ListedObject>) -> Vec<ListedObject> {
 
 /// Lets equal schemas and columns share their memory: a table of many files mostly has one.
 pub(crate) fn share_schemas(files: &mut [CatalogFile]) {
-    let mut previous: Option<(arrow::datatypes::SchemaRef, Arc<[crate::RootColumn]>)> = None;
+    let mut previous: Option<(SchemaRef, Arc<[crate::RootColumn]>)> = None;
     for file in files {
         match &previous {
             Some((schema, roots)) if *schema == file.schema && *roots == file.roots => {

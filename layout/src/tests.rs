@@ -503,6 +503,71 @@ async fn a_rejected_file_is_not_read_again_until_it_changes() {
     assert_eq!((mended.files.len(), mended.rejected.len()), (3, 0));
 }
 
+/// A change of writer: the table says so, instead of staying as it was before.
+#[tokio::test]
+async fn a_new_file_that_makes_no_table_with_the_others_is_rejected_until_it_does() {
+    let of = |column: ArrayRef| file_of(vec![("id", column)], 100);
+    let bucket = Bucket::with(&[("b.parquet", of(ints(10)))]).await;
+    let catalog = bucket.catalog().await;
+    bucket.put("a.parquet", of(texts(10, 2))).await;
+    bucket.put("c.parquet", of(longs(10))).await;
+    bucket.put("day=1/d.parquet", of(ints(10))).await;
+    let refreshed = catalog.refresh(&bucket.origin, 2_000).await.unwrap();
+    let refreshed = refreshed.unwrap();
+    let encoded = Bytes::from(refreshed.encode());
+    assert_eq!(TableCatalog::decode(&encoded).unwrap(), refreshed);
+    let paths = |catalog: &TableCatalog| -> Vec<String> {
+        let files = catalog.files.iter();
+        files.map(|file| file.identity.path.clone()).collect()
+    };
+    assert_eq!(paths(&refreshed), ["t/b.parquet", "t/c.parquet"]);
+    assert_eq!(*refreshed.schema.field(0).data_type(), DataType::Int64);
+    let reasons = refreshed.rejected.iter();
+    let reasons: Vec<&str> = reasons.map(|file| file.reason.as_str()).collect();
+    assert!(
+        reasons[0].starts_with("column \"id\" of s3://b/t/a.parquet has type Utf8, and Int32"),
+        "{reasons:?}"
+    );
+    assert!(
+        reasons[1].starts_with("s3://b/t/day=1/d.parquet has partition columns [day]"),
+        "{reasons:?}"
+    );
+    assert_eq!(
+        refreshed.refresh(&bucket.origin, 3_000).await.unwrap(),
+        None
+    );
+    // The others were the odd ones: what is left is a table.
+    for path in ["t/b.parquet", "t/c.parquet", "t/day=1/d.parquet"] {
+        bucket.store.delete(&path.into()).await.unwrap();
+    }
+    let healed = refreshed.refresh(&bucket.origin, 4_000).await.unwrap();
+    let healed = healed.unwrap();
+    assert_eq!(paths(&healed), ["t/a.parquet"]);
+    assert!(healed.rejected.is_empty(), "{:?}", healed.rejected);
+    assert_eq!(*healed.schema.field(0).data_type(), DataType::Utf8);
+}
+
+#[tokio::test]
+async fn a_table_of_which_nothing_can_be_read_any_more_says_so() {
+    let bucket = Bucket::with(&[("a.parquet", plain_file())]).await;
+    let catalog = bucket.catalog().await;
+    bucket.put("a.parquet", vec![7; 50]).await;
+    let broken = catalog.refresh(&bucket.origin, 2_000).await.unwrap();
+    let broken = broken.unwrap();
+    assert_eq!((broken.files.len(), broken.rejected.len()), (0, 1));
+    assert_eq!(broken.schema, catalog.schema);
+    let error = broken.check_readable().unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "table s.t has 1 files that cannot be read, of them s3://b/t/a.parquet: not a Parquet"
+        ),
+        "{error}"
+    );
+    bucket.put("a.parquet", plain_file()).await;
+    let mended = broken.refresh(&bucket.origin, 3_000).await.unwrap();
+    assert_eq!(mended.unwrap().rows(), 250);
+}
+
 #[tokio::test]
 async fn a_snapshot_is_taken_as_named_while_it_is_there() {
     let bucket = Bucket::with(&[("a.parquet", plain_file()), ("b.parquet", plain_file())]).await;

@@ -56,8 +56,8 @@ async fn create(args: LayoutCreateArgs, context: &Context) -> Result<()> {
     let catalog = catalog?;
     for rejected in &catalog.rejected {
         eprintln!(
-            "warning: {} is not cached: {}",
-            rejected.url, rejected.reason
+            "warning: {} cannot be read: {}; queries of {} fail until it is mended or removed",
+            rejected.url, rejected.reason, catalog.table
         );
     }
     if catalog.files.is_empty() {
@@ -68,11 +68,8 @@ async fn create(args: LayoutCreateArgs, context: &Context) -> Result<()> {
     }
     // Names and chunks are checked against the files before anybody else sees the layout.
     let chunks = wanted(&catalog)?;
-    document.files = catalog
-        .files
-        .iter()
-        .map(|file| file.identity.clone())
-        .collect();
+    // All of them: of what cannot be read, whoever reads the table has to know.
+    document.files = catalog.snapshot();
     let Some(records) = records else {
         return print_document(&document);
     };

@@ -3,6 +3,7 @@
 mod blocks;
 mod cases;
 mod faults;
+mod files;
 mod fuzz;
 mod neighbours;
 mod s3_server;
