@@ -371,3 +371,5 @@ async fn of_two_columns_of_one_name_the_first_is_read() {
         cache.embedded.shutdown().await;
     }
 }
+
+mod created;

@@ -18,7 +18,7 @@ use stoa_tests::scratch::CacheDirectory;
 use stoa_tests::tpch;
 
 /// A session as sqllogictest sees it.
-struct Session(SessionContext);
+pub(crate) struct Session(pub(crate) SessionContext);
 
 #[async_trait::async_trait]
 impl sqllogictest::AsyncDB for Session {
