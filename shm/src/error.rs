@@ -50,6 +50,12 @@ pub enum Error {
         /// Process id of the holder as it noted it, or "unknown".
         holder: String,
     },
+    /// The directory that this process writes has no name any more.
+    #[error("cache directory {problem}: it has to be opened anew")]
+    Lost {
+        /// What became of which path.
+        problem: String,
+    },
     /// There is no memory left for what was asked.
     #[error(
         "no space for {needed} bytes in {path}: {available} bytes are left under {limit}; load less \
@@ -212,7 +218,7 @@ impl Error {
             | Error::Duplicate { .. }
             | Error::Location { .. }
             | Error::TooMany { .. } => ErrorKind::Input,
-            Error::Counters { .. } | Error::Io { .. } => ErrorKind::Io,
+            Error::Counters { .. } | Error::Io { .. } | Error::Lost { .. } => ErrorKind::Io,
         }
     }
 

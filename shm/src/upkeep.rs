@@ -37,7 +37,11 @@ impl CacheWriter {
 
     /// Removes segments that the current generation does not name and no reader maps, and says what
     /// memory is held. Costs one look at each segment that some reader retains.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process has become the writer, whose segments these may be.
     pub fn reclaim(&mut self) -> Result<MemoryReport> {
+        self.hold_lock()?;
         let live = self.live_segments();
         let live: BTreeSet<SegmentId> = live.into_iter().collect();
         let garbage: Vec<SegmentId> = guard(&self.shared.known)

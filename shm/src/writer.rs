@@ -46,8 +46,8 @@ pub(crate) struct Shared {
     pub(crate) dir: CacheDir,
     pub(crate) known: Mutex<BTreeMap<SegmentId, Known>>,
     next_segment: AtomicU64,
-    /// Holds the write lock that makes this process the writer.
-    _lock: WriteLock,
+    /// The write lock that makes this process the writer.
+    pub(crate) lock: Mutex<WriteLock>,
     #[cfg(feature = "mutants")]
     pub(crate) deferred: Mutex<Vec<Deferred>>,
 }
@@ -162,7 +162,7 @@ impl Ownership {
                 dir,
                 known: Mutex::new(known),
                 next_segment: AtomicU64::new(next_segment),
-                _lock: lock,
+                lock: Mutex::new(lock),
                 #[cfg(feature = "mutants")]
                 deferred: Mutex::default(),
             }),
@@ -242,8 +242,10 @@ impl CacheWriter {
     /// # Errors
     /// [`Error::Location`] if something would be named that no sealed segment holds,
     /// [`Error::Duplicate`] for a key that occurs twice, [`Error::NoSpace`] if the index itself does
-    /// not fit. The current generation stays as it is after any error.
+    /// not fit, [`Error::Locked`] if another process has become the writer because the lock's name
+    /// was taken away. The current generation stays as it is after any error.
     pub fn publish(&mut self, contents: IndexContents) -> Result<Generation> {
+        self.hold_lock()?;
         let segments = self.check_contents(&contents)?;
         let ordinals = assign_ordinals(
             self.published.as_ref().map(|published| &published.index),
@@ -439,7 +441,7 @@ fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
 }
 
 /// Takes the lock by which a directory has one writer, and notes who has it.
-fn take_lock(dir: &CacheDir) -> Result<WriteLock> {
+pub(crate) fn take_lock(dir: &CacheDir) -> Result<WriteLock> {
     let path = dir.lock_path();
     let file = OpenOptions::new()
         .read(true)

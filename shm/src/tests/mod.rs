@@ -6,6 +6,7 @@ mod formats;
 mod lifecycle;
 mod memory;
 mod model;
+mod names;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
