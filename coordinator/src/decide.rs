@@ -80,13 +80,22 @@ impl Table<'_> {
         let wanted = self.requested.request.version;
         let in_force = self.view.in_force.get(self.table);
         let version_in_force = in_force.and_then(|plan| plan.version().ok());
+        self.memory
+            .table_mut(self.table)
+            .asked(wanted, self.requested.revision);
         self.reject_what_failed(wanted, decision);
         if self.requested.request.unloaded {
             let is_heard = |plan: &CacheVersion| {
                 plan.unloaded && overtaking(self.table, plan, self.view).is_none()
             };
-            if let Some(plan) = in_force.filter(|plan| !is_heard(plan)) {
-                let version = plan.version().unwrap_or(wanted).max(wanted);
+            // Without a plan workers may hold it all the same: the records may have been reset.
+            let is_held = || holders(self.table, self.view).next().is_some();
+            let version = match in_force {
+                Some(plan) if is_heard(plan) => None,
+                Some(plan) => Some(plan.version().unwrap_or(wanted).max(wanted)),
+                None => is_held().then_some(wanted),
+            };
+            if let Some(version) = version {
                 if self.is_due(version, decision) {
                     decision.actions.push(Action::WriteUnloaded {
                         table: self.table.to_owned(),
@@ -410,6 +419,14 @@ impl Table<'_> {
             });
         }
     }
+}
+
+/// The workers that say they hold something of the table.
+fn holders<'a>(table: &'a str, view: &'a View) -> impl Iterator<Item = &'a String> {
+    view.states.iter().filter_map(move |(worker, state)| {
+        let held = state.tables.get(table)?.held_bytes > 0;
+        held.then_some(worker)
+    })
 }
 
 /// A worker that knows a later plan of the table than the one in force, and so will not follow it.

@@ -474,6 +474,67 @@ fn a_layout_that_is_wrong_is_rejected_once_and_the_plan_in_force_stays() {
     assert_eq!(planned(&world.run()), [("a.b", 3, &Why::NewVersion)]);
 }
 
+/// Whoever asks again for what was refused has put something right, or wants to know what is wrong:
+/// it is tried at once, and refused anew where that is due.
+#[test]
+fn what_was_refused_is_tried_again_when_it_is_asked_for_again() {
+    let mut world = World::new(&["w1"]);
+    let no_files = |world: &mut World| {
+        world.memory.catalog_loading("a.b", 1);
+        let (now_ms, reason) = (world.now_ms, "no files".into());
+        world.memory.failed("a.b", 1, reason, false, RETRY, now_ms);
+    };
+    let refused = |done: &[Action]| -> Vec<i64> {
+        let refused = done.iter().filter_map(|action| match action {
+            Action::Reject { revision, .. } => Some(*revision),
+            _ => None,
+        });
+        refused.collect()
+    };
+    world.request("a.b:1");
+    assert_eq!(world.decide().actions.len(), 1);
+    no_files(&mut world);
+    assert_eq!(refused(&world.run()), [1]);
+    world.request("a.b:1");
+    let read = Action::LoadCatalog {
+        table: "a.b".into(),
+        version: 1,
+    };
+    assert_eq!(world.decide().actions, [read]);
+    no_files(&mut world);
+    assert_eq!(refused(&world.run()), [2]);
+    world.request("a.b:1");
+    assert_eq!(planned(&world.run()), [("a.b", 1, &Why::NewVersion)]);
+}
+
+/// After a reset nothing says that a table is to be dropped, and nothing that it is to be held.
+/// Workers keep it until somebody asks for it to be dropped.
+#[test]
+fn what_is_held_without_a_plan_is_dropped_when_that_is_asked_for() {
+    let mut world = World::new(&["w1"]);
+    world.request("a.b:7");
+    world.run();
+    world.report("a.b", 100, LeftOut::default());
+    for table in world.view.states.get_mut("w1").unwrap().tables.values_mut() {
+        table.held_bytes = 100;
+    }
+    (world.view.requests, world.view.in_force) = Default::default();
+    assert_eq!(world.run(), []);
+    // The least version, for what is published next begins there.
+    world.request("a.b:1 unloaded");
+    let dropped = Action::WriteUnloaded {
+        table: "a.b".into(),
+        version: 1,
+    };
+    assert_eq!(world.run()[..1], [dropped]);
+    // Under a number that the worker follows.
+    assert_eq!(world.view.in_force["a.b"].plan, 2);
+    // What nobody holds needs no such word.
+    world.request("a.c:1 unloaded");
+    assert_eq!(planned(&world.run()), []);
+    assert!(!world.view.in_force.contains_key("a.c"));
+}
+
 #[test]
 fn requests_that_went_around_the_rules_are_rejected() {
     let mut world = World::new(&["w1"]);
@@ -542,6 +603,7 @@ fn overflow_corrects_the_sizes_and_plans_again_but_not_for_ever() {
         chunks: 4,
         bytes: 40,
         reason: Some("full".into()),
+        ..LeftOut::default()
     };
     world.report("a.b", 120, left_out.clone());
     let done = world.run();

@@ -25,22 +25,25 @@ pub(crate) struct SizedTable {
 
 impl SizedTable {
     /// Everything that the catalog's layout wants. Fails on layouts that name what is not there,
-    /// and on those that want nothing. Forms that are to be chosen fill `budget_bytes`.
+    /// and on those that want nothing of rows that are there: a table without rows is small, and no
+    /// mistake. Forms that are to be chosen fill `budget_bytes`.
     pub(crate) fn new(catalog: &TableCatalog, budget_bytes: u64) -> Result<SizedTable> {
         let table_version = || catalog.table_version().to_string();
         let chunks = wanted_within(catalog, budget_bytes).map_err(|source| Error::Layout {
             table_version: table_version(),
             source: Box::new(source),
         })?;
-        if chunks.is_empty() {
+        let has_rows = catalog
+            .files
+            .iter()
+            .any(|file| file.metadata.file_metadata().num_rows() > 0);
+        if chunks.is_empty() && (has_rows || !catalog.rejected.is_empty()) {
             let reason = describe_rejected(catalog).unwrap_or_else(|| {
                 let (files, layout) = (catalog.files.len(), &catalog.layout);
                 let budget = layout.budget_bytes.map_or_else(String::new, |budget| {
                     format!(", or no column fits its budget of {budget} bytes")
                 });
-                format!(
-                    "its {files} files have no rows, or full_files_only passes over them{budget}"
-                )
+                format!("full_files_only passes over its {files} files{budget}")
             });
             return Err(Error::NothingWanted {
                 table_version: table_version(),

@@ -66,6 +66,8 @@ pub struct TableMemory {
     compared: BTreeMap<String, (String, String)>,
     /// The worker whose report made what was read of the files out of date.
     outdated_by: Option<String>,
+    /// The version that was asked for last, and the revision of that request.
+    asked: (u64, i64),
 }
 
 impl Default for TableMemory {
@@ -81,6 +83,7 @@ impl Default for TableMemory {
             pruned: 0,
             compared: BTreeMap::new(),
             outdated_by: None,
+            asked: (0, 0),
         }
     }
 }
@@ -132,6 +135,15 @@ impl TableMemory {
     pub(crate) fn keep_only(&mut self, is_needed: impl Fn(u64) -> bool) {
         self.loaded.retain(|version, _| is_needed(*version));
         self.failures.retain(|version, _| is_needed(*version));
+    }
+
+    /// Takes notice of the request. Where the same version is asked for again, what failed is tried
+    /// at once, for its files may have been put right.
+    pub(crate) fn asked(&mut self, version: u64, revision: i64) {
+        if self.asked.0 == version && self.asked.1 < revision {
+            self.failures.remove(&version);
+        }
+        self.asked = (version, revision);
     }
 
     pub(crate) fn start_loading(&mut self, version: u64) {

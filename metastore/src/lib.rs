@@ -51,8 +51,8 @@ pub use plan::{
     split_plan,
 };
 pub use records::{
-    Follow, FollowHealth, FollowOptions, InboxEntry, InboxStream, Leadership, OnDiscontinuity,
-    REJECTIONS_MAX, Records, Registration,
+    Follow, FollowHealth, FollowOptions, InboxEntry, InboxStream, LayoutsDropped, Leadership,
+    Leaving, MADE_BY_SQL, OnDiscontinuity, REJECTIONS_MAX, Records, Registration,
 };
 pub use shared::SharedMetastore;
 pub use store::{

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::keys::{self, Key};
 use crate::model::{PlanTarget, Rejection, TableState, WorkerPhase, WorkerRecord, WorkerState};
 use crate::plan::WorkerPlan;
-use crate::records::{FollowOptions, Leadership, REJECTIONS_MAX, Records};
+use crate::records::{FollowOptions, LayoutsDropped, Leadership, REJECTIONS_MAX, Records};
 use crate::store::{
     ClusterIdentity, Entry, LeaseId, Listing, Metastore, Op, Txn, TxnOutcome, WatchEvent,
     WatchStream,
@@ -368,6 +368,90 @@ pub(super) async fn loads_need_a_newer_published_version(harness: &dyn Harness) 
             "{error}"
         );
     }
+}
+
+pub(super) async fn what_was_refused_may_be_asked_for_again(harness: &dyn Harness) {
+    let records = records(harness).await;
+    let leader = elect(&records, "c").await;
+    records.publish_layout("s.t", 1, DOCUMENT).await.unwrap();
+    records.request_load("s.t:1").await.unwrap();
+    let revision = || async {
+        let entry = records.store().get("layout_version/s.t").await.unwrap();
+        entry.unwrap().mod_revision
+    };
+    let first = revision().await;
+    let rejection = Rejection {
+        request: "s.t:1".into(),
+        reason: "no files".into(),
+        revision: first,
+        ..Default::default()
+    };
+    records.reject(&leader, &rejection).await.unwrap();
+    records.request_load("s.t:1").await.unwrap();
+    // A request of its own, which has not been refused yet.
+    assert!(revision().await > first);
+    assert!(matches!(
+        records.request_load("s.t:1").await,
+        Err(Error::StaleVersion { .. })
+    ));
+}
+
+pub(super) async fn a_dropped_table_may_be_made_again(harness: &dyn Harness) {
+    let records = records(harness).await;
+    let drop = |made_by| records.drop_layouts("s.t", made_by);
+    let dropped = |was_requested| LayoutsDropped::Dropped { was_requested };
+    assert_eq!(drop(None).await.unwrap(), LayoutsDropped::Nothing);
+    let large = format!("{{\"text\": \"{}\"}}", "x".repeat(1 << 20));
+    for (version, document) in [(1, DOCUMENT), (3, &large)] {
+        records
+            .publish_layout("s.t", version, document)
+            .await
+            .unwrap();
+    }
+    records.publish_layout("s.tt", 1, DOCUMENT).await.unwrap();
+    records.request_load("s.t:3").await.unwrap();
+    // Who makes tables drops those alone.
+    assert_eq!(drop(Some("sql")).await.unwrap(), LayoutsDropped::NotTheirs);
+    assert_eq!(records.layouts("s.t").await.unwrap(), [1, 3]);
+    assert_eq!(drop(None).await.unwrap(), dropped(true));
+    assert_eq!(drop(None).await.unwrap(), LayoutsDropped::Nothing);
+    assert_eq!(records.latest_layout("s.t").await.unwrap(), None);
+    assert_eq!(records.layouts("s.t").await.unwrap(), Vec::<u64>::new());
+    assert_eq!(records.layout_tables().await.unwrap(), ["s.tt"]);
+    let listing = records.store().list_keys("layout/s.t/").await.unwrap();
+    assert_eq!(listing.entries, [], "no part is left");
+    let request = records.load_request("s.t").await.unwrap().unwrap();
+    assert!(request.unloaded && request.version == 3);
+    let gone = records.request_load("s.t:3").await.unwrap_err();
+    assert!(matches!(gone, Error::UnknownLayout { .. }), "{gone}");
+    // Numbers go on, so that nobody takes the new table for the old one.
+    let stale = records.publish_layout("s.t", 3, DOCUMENT).await;
+    assert!(matches!(stale, Err(Error::StaleVersion { current: 3, .. })));
+    assert_eq!(records.next_layout("s.t").await.unwrap(), 4);
+    let by_sql = records.publish_layout_by(Some("sql"), "s.t", 4, DOCUMENT);
+    by_sql.await.unwrap();
+    records.request_load("s.t:4").await.unwrap();
+    // Taken over by whoever publishes the next version.
+    records.publish_layout("s.t", 5, DOCUMENT).await.unwrap();
+    assert_eq!(drop(Some("sql")).await.unwrap(), LayoutsDropped::NotTheirs);
+    let by_sql = records.publish_layout_by(Some("sql"), "s.t", 6, DOCUMENT);
+    by_sql.await.unwrap();
+    assert_eq!(drop(Some("sql")).await.unwrap(), dropped(true));
+    assert_eq!(records.next_layout("s.t").await.unwrap(), 7);
+    assert_eq!(records.next_layout("s.new").await.unwrap(), 1);
+}
+
+pub(super) async fn what_nobody_asks_for_may_be_dropped(harness: &dyn Harness) {
+    let records = records(harness).await;
+    let request = records.request_unload_of_held("s.t").await.unwrap();
+    assert_eq!(request.to_string(), "s.t:1 unloaded");
+    // The first version published after it can be asked for.
+    records.publish_layout("s.t", 1, DOCUMENT).await.unwrap();
+    records.request_load("s.t:1").await.unwrap();
+    records.publish_layout("s.t", 2, DOCUMENT).await.unwrap();
+    records.request_load("s.t:2").await.unwrap();
+    let request = records.request_unload_of_held("s.t").await.unwrap();
+    assert_eq!(request.to_string(), "s.t:2 unloaded");
 }
 
 pub(super) async fn version_1_is_not_version_10(harness: &dyn Harness) {

@@ -7,7 +7,10 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::keys::{self, Key};
-use crate::model::{LoadRequest, PartPointer, split_table_version, table_version};
+use crate::model::{
+    CacheVersion, LoadRequest, PartPointer, Rejection, TableState, split_table_version,
+    table_version,
+};
 use crate::plan::{PART_BYTES_MAX, check_parts, pointer_to, split_text};
 use crate::store::{Condition, Entry, Op, Txn};
 
@@ -19,9 +22,44 @@ struct Split {
 }
 
 /// The value of `layout_head/{table}`.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Head {
     version: u64,
+    /// Whether all layouts were dropped; the version stays, so that those to come are greater.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dropped: bool,
+    /// Who made the table, where that was not `stoa layout`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    made_by: Option<String>,
+}
+
+/// Who makes the tables of `CREATE EXTERNAL TABLE … STORED AS STOA`.
+pub const MADE_BY_SQL: &str = "sql";
+
+/// How far a table that is to be dropped from memory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// A plan still wants it, or none says yet that it is to be dropped.
+    Planned,
+    /// These workers still hold it, or have not heard of that plan.
+    HeldBy(Vec<String>),
+    /// No live worker has anything of it.
+    Gone,
+}
+
+/// What became of a request to drop a table's layouts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LayoutsDropped {
+    /// There were none.
+    Nothing,
+    /// They were published by somebody else than was asked for, and stay.
+    NotTheirs,
+    /// They are gone; whether the table was asked to be loaded, so that it has to leave memory.
+    Dropped {
+        /// Whether it may be in memory.
+        was_requested: bool,
+    },
 }
 
 impl Records {
@@ -31,6 +69,19 @@ impl Records {
     /// [`Error::Conflict`] when it holds this version with other content. Versions may skip.
     pub async fn publish_layout(
         &self,
+        table: &str,
+        version: u64,
+        document_json: &str,
+    ) -> Result<()> {
+        self.publish_layout_by(None, table, version, document_json)
+            .await
+    }
+
+    /// [`Records::publish_layout`], noting who makes the table, so that whoever makes tables drops
+    /// no others. What `stoa layout` publishes is noted as nobody's, and takes the table over.
+    pub async fn publish_layout_by(
+        &self,
+        made_by: Option<&str>,
         table: &str,
         version: u64,
         document_json: &str,
@@ -48,12 +99,16 @@ impl Records {
         let mut value: Option<Vec<u8>> = None;
         for _ in 0..ATTEMPTS_MAX {
             let head = self.store.get(&head_key).await?;
-            let current = head
+            let Head {
+                version: current,
+                dropped,
+                ..
+            } = head
                 .as_ref()
                 .map(decode::<Head>)
                 .transpose()?
-                .map_or(0, |h| h.version);
-            if current > version {
+                .unwrap_or_default();
+            if current > version || current == version && dropped {
                 return Err(Error::StaleVersion {
                     table: table.to_owned(),
                     current,
@@ -81,7 +136,14 @@ impl Records {
             };
             let then = vec![
                 Op::put(&key, document),
-                Op::put(&head_key, super::encode(&Head { version })),
+                Op::put(
+                    &head_key,
+                    super::encode(&Head {
+                        version,
+                        dropped: false,
+                        made_by: made_by.map(str::to_owned),
+                    }),
+                ),
             ];
             let when = vec![unchanged(&head_key, head.as_ref())];
             if self.store.txn(Txn { when, then }).await?.committed {
@@ -137,6 +199,74 @@ impl Records {
         Ok(Some(pieces.concat()))
     }
 
+    /// Forgets all layouts of a table, and asks for it to be dropped from memory. With `made_by`
+    /// only where that was who made it.
+    ///
+    /// What is left are the numbers: a version published later is greater than all before, so that
+    /// a worker that is away meanwhile does not take the new table for the old one.
+    pub async fn drop_layouts(&self, table: &str, made_by: Option<&str>) -> Result<LayoutsDropped> {
+        let head_key = keys::layout_head(table);
+        let request_key = keys::layout_version(table);
+        for _ in 0..ATTEMPTS_MAX {
+            let entry = self.store.get(&head_key).await?;
+            let head = entry.as_ref().map(decode::<Head>).transpose()?;
+            let Some(head) = head.filter(|head| !head.dropped) else {
+                return Ok(LayoutsDropped::Nothing);
+            };
+            if made_by.is_some() && head.made_by.as_deref() != made_by {
+                return Ok(LayoutsDropped::NotTheirs);
+            }
+            let requested = self.store.get(&request_key).await?;
+            let mut then = vec![Op::put(
+                &head_key,
+                super::encode(&Head {
+                    version: head.version,
+                    dropped: true,
+                    made_by: None,
+                }),
+            )];
+            if let Some(requested) = &requested {
+                let request = LoadRequest {
+                    unloaded: true,
+                    ..load_request_of(requested)?
+                };
+                then.push(Op::put(&request_key, request.to_string()));
+            }
+            let when = vec![
+                unchanged(&head_key, entry.as_ref()),
+                unchanged(&request_key, requested.as_ref()),
+            ];
+            if self.store.txn(Txn { when, then }).await?.committed {
+                self.forget_documents(table, head.version).await?;
+                return Ok(LayoutsDropped::Dropped {
+                    was_requested: requested.is_some(),
+                });
+            }
+        }
+        Err(contention(head_key))
+    }
+
+    /// Removes the documents up to a version; later ones may be published meanwhile.
+    async fn forget_documents(&self, table: &str, up_to: u64) -> Result<()> {
+        let listing = self.store.list_keys(&keys::layouts_of(table)).await?;
+        let forgotten = |key: &str| match keys::parse(key) {
+            Some(Key::Layout { version, .. } | Key::LayoutPart { version, .. }) => version <= up_to,
+            _ => false,
+        };
+        let keys = listing.entries.iter().map(|entry| &entry.key);
+        let doomed: Vec<Op> = keys.filter(|key| forgotten(key)).map(Op::delete).collect();
+        for then in doomed.chunks(BATCH_OPS_MAX) {
+            let then = then.to_vec();
+            self.store
+                .txn(Txn {
+                    when: Vec::new(),
+                    then,
+                })
+                .await?;
+        }
+        Ok(())
+    }
+
     /// The published versions of a table, ascending.
     pub async fn layouts(&self, table: &str) -> Result<Vec<u64>> {
         let listing = self.store.list_keys(&keys::layouts_of(table)).await?;
@@ -154,20 +284,29 @@ impl Records {
 
     /// The newest published version of a table.
     pub async fn latest_layout(&self, table: &str) -> Result<Option<u64>> {
+        let head = self.layout_head(table).await?;
+        Ok(head.filter(|head| !head.dropped).map(|head| head.version))
+    }
+
+    /// The version after all that were ever published of a table, dropped ones too.
+    pub async fn next_layout(&self, table: &str) -> Result<u64> {
+        let head = self.layout_head(table).await?;
+        Ok(head.map_or(1, |head| head.version.saturating_add(1)))
+    }
+
+    async fn layout_head(&self, table: &str) -> Result<Option<Head>> {
         let head = self.store.get(&keys::layout_head(table)).await?;
-        Ok(head
-            .as_ref()
-            .map(decode::<Head>)
-            .transpose()?
-            .map(|head| head.version))
+        head.as_ref().map(decode::<Head>).transpose()
     }
 
     /// The tables that have a published layout, sorted.
     pub async fn layout_tables(&self) -> Result<Vec<String>> {
-        let listing = self.store.list_keys(keys::LAYOUT_HEAD_PREFIX).await?;
+        let listing = self.store.list(keys::LAYOUT_HEAD_PREFIX).await?;
+        let is_dropped = |entry: &Entry| decode::<Head>(entry).is_ok_and(|head| head.dropped);
         let mut tables: Vec<String> = listing
             .entries
             .iter()
+            .filter(|entry| !is_dropped(entry))
             .filter_map(|entry| match keys::parse(&entry.key) {
                 Some(Key::LayoutHead { table }) => Some(table),
                 _ => None,
@@ -198,7 +337,7 @@ impl Records {
             .into_iter()
             .flatten()
             .fold(keep_from, u64::min);
-        let Some(head) = self.latest_layout(table).await? else {
+        let Some(Head { version: head, .. }) = self.layout_head(table).await? else {
             return Ok(0);
         };
         let listing = self.store.list(&keys::layouts_of(table)).await?;
@@ -240,7 +379,8 @@ impl Records {
     /// Asks for a version to be loaded: writes `layout_version/{table}`.
     ///
     /// Versions only increase ([`Error::StaleVersion`]; the same version again only after
-    /// [`Records::request_unload`]), and must have been published ([`Error::UnknownLayout`]).
+    /// [`Records::request_unload`] or after it was refused: then it is tried anew), and must have
+    /// been published ([`Error::UnknownLayout`]).
     pub async fn request_load(&self, table_version: &str) -> Result<LoadRequest> {
         let (table, version) = split_table_version(table_version)?;
         let request = LoadRequest {
@@ -252,12 +392,14 @@ impl Records {
         let document = keys::layout(table, version);
         for attempt in 0..ATTEMPTS_MAX {
             let entry = self.store.get(&key).await?;
-            if let Some(current) = entry.as_ref().map(load_request_of).transpose()? {
-                if attempt > 0 && current == request {
+            if let Some(entry) = &entry {
+                let current = load_request_of(entry)?;
+                let again = current.version == version
+                    && (current.unloaded || self.was_refused(entry).await?);
+                if attempt > 0 && current == request && !again {
                     // Our own transaction, whose answer was lost; or somebody who wants the same.
                     return Ok(request);
                 }
-                let again = current.version == version && current.unloaded;
                 if current.version >= version && !again {
                     return Err(Error::StaleVersion {
                         table: request.table,
@@ -285,6 +427,35 @@ impl Records {
         Err(contention(key))
     }
 
+    /// Whether the request that stands there was refused, as far as refusals are remembered.
+    async fn was_refused(&self, request: &Entry) -> Result<bool> {
+        let rejections = self.rejections().await?;
+        let refused = |rejection: &Rejection| rejection.revision == request.mod_revision;
+        Ok(rejections.iter().any(refused))
+    }
+
+    /// Asks for a table to be dropped from memory that is held there although nobody asks for it:
+    /// what is left where the records were reset, or the worker was away.
+    pub async fn request_unload_of_held(&self, table: &str) -> Result<LoadRequest> {
+        if let Some(request) = self.request_unload(table).await? {
+            return Ok(request);
+        }
+        let key = keys::layout_version(table);
+        // The least version, so that whatever is published next can be asked for.
+        let request = LoadRequest {
+            table: table.to_owned(),
+            version: 1,
+            unloaded: true,
+        };
+        let when = vec![Condition::Absent(key.clone())];
+        let then = vec![Op::put(&key, request.to_string())];
+        match self.store.txn(Txn { when, then }).await?.committed {
+            true => Ok(request),
+            // Somebody has asked for it meanwhile, one way or the other.
+            false => Err(contention(key)),
+        }
+    }
+
     /// Asks for a table to be dropped from memory. `None` when it was never asked for.
     pub async fn request_unload(&self, table: &str) -> Result<Option<LoadRequest>> {
         let key = keys::layout_version(table);
@@ -308,6 +479,28 @@ impl Records {
             }
         }
         Err(contention(key))
+    }
+
+    /// How far a table that is to be dropped from memory is. One that `was_planned` has left the
+    /// plans where there is none of it; else a plan that drops it is yet to be written.
+    pub async fn leaving(&self, table: &str, was_planned: bool) -> Result<Leaving> {
+        // The plan first: a report that is older than it is not taken for one of it.
+        let plan = self.cache_version(table).await?;
+        if !plan.as_ref().map_or(was_planned, |plan| plan.unloaded) {
+            return Ok(Leaving::Planned);
+        }
+        let behind = |state: &TableState| {
+            let has_heard =
+                |plan: &CacheVersion| state.target.is_some_and(|target| target.plan >= plan.plan);
+            state.held_bytes > 0 || plan.as_ref().is_some_and(|plan| !has_heard(plan))
+        };
+        let states = self.states().await?.into_iter();
+        let holders = states.filter(|state| state.tables.get(table).is_some_and(behind));
+        let holders: Vec<String> = holders.map(|state| state.id).collect();
+        Ok(match holders.is_empty() {
+            true => Leaving::Gone,
+            false => Leaving::HeldBy(holders),
+        })
     }
 
     /// What is wanted of a table.

@@ -17,6 +17,7 @@ use tracing::warn;
 pub use election::Leadership;
 pub use follow::{Follow, FollowHealth, FollowOptions, OnDiscontinuity};
 pub use inbox::{InboxEntry, InboxStream, REJECTIONS_MAX};
+pub use layouts::{LayoutsDropped, Leaving, MADE_BY_SQL};
 pub use workers::Registration;
 
 use crate::error::{Error, Result};
