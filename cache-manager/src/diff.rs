@@ -93,6 +93,41 @@ pub struct Known {
     pub parquet_only: HashSet<ChunkKey>,
 }
 
+/// Corrects the estimates of chunks that were never encoded by those of the same table, column and
+/// form that were: what a footer says of text that repeats may be many times too much.
+pub fn correct_estimates(
+    wants: &mut [Want],
+    held: &HashMap<ChunkKey, ChunkLocation>,
+    known: &Known,
+) {
+    let kind = |want: &Want| (want.table, want.key.column, form_tag(want.form));
+    let actual = |want: &Want| {
+        let location = held.get(&want.key);
+        let held = location.filter(|location| location.form == form_tag(want.form));
+        let held = held.map(|location| location.length);
+        held.or_else(|| known.sizes.get(&want.key).copied())
+    };
+    let mut sums: HashMap<(usize, u32, u8), (u128, u128)> = HashMap::new();
+    for want in wants.iter() {
+        if let Some(actual) = actual(want) {
+            let (estimated, encoded) = sums.entry(kind(want)).or_default();
+            *estimated += u128::from(want.bytes);
+            *encoded += u128::from(actual);
+        }
+    }
+    for want in wants {
+        let sums = sums
+            .get(&kind(want))
+            .filter(|(estimated, _)| *estimated > 0);
+        if let Some((estimated, encoded)) = sums
+            && actual(want).is_none()
+        {
+            let corrected = u128::from(want.bytes) * encoded / estimated;
+            want.bytes = u64::try_from(corrected).unwrap_or(u64::MAX);
+        }
+    }
+}
+
 /// What to do about each chunk; positions are those in the list of wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
@@ -231,6 +266,26 @@ mod tests {
 
     fn budget(chunks: &[u64]) -> u64 {
         chunks.iter().map(|bytes| footprint(*bytes)).sum()
+    }
+
+    /// Text that repeats takes a fraction of what the footers say: what one chunk turned out to take
+    /// counts for the others of its column, and for no other column.
+    #[test]
+    fn estimates_follow_what_was_encoded() {
+        let mut wants = [want(0, 1000), want(1, 4000), want(2, 1000), want(3, 500)];
+        wants[2].key.column = 1;
+        let mut known = Known::default();
+        correct_estimates(&mut wants, &held(&[(0, 40)]), &known);
+        let bytes = |wants: &[Want]| wants.iter().map(|want| want.bytes).collect::<Vec<_>>();
+        assert_eq!(bytes(&wants), [1000, 160, 1000, 20]);
+        // What had no room was encoded too; what is known stays with its own estimate.
+        known.sizes.insert(key(2, 1), 3000);
+        wants[0].bytes = 1000;
+        let mut further = want(4, 10);
+        further.key.column = 1;
+        let mut wants = [wants[2].clone(), further];
+        correct_estimates(&mut wants, &HashMap::new(), &known);
+        assert_eq!(bytes(&wants), [1000, 30]);
     }
 
     #[test]

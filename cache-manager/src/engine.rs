@@ -21,6 +21,7 @@ use crate::diff::Known;
 use crate::events::{Command, Done, Event, Events, Looked};
 use crate::failures::Failures;
 use crate::resolve::{Resolved, Sources};
+use crate::settings::segment_bytes;
 use crate::shared::{Shared, unix_ms};
 use crate::targets::Targets;
 use crate::walk::{next_walk, walk};
@@ -108,8 +109,14 @@ pub(crate) struct Engine {
     /// What the metastore said last about pinning.
     pub(crate) pin_wanted: Option<bool>,
     pub(crate) told_looks: BTreeMap<String, u64>,
+    /// Whether it was said that they cannot be written.
+    pub(crate) looks_unwritten: bool,
     pub(crate) generation: u64,
     pub(crate) chunks: u64,
+    /// When to see whether the directory is still there.
+    pub(crate) next_inspection: Instant,
+    /// Bytes of the tables in memory that no plan speaks of, by their name in the index.
+    pub(crate) unplanned: BTreeMap<String, u64>,
 }
 
 /// Names a set of plans as worker `id` sees them; never 0.
@@ -164,11 +171,14 @@ impl Engine {
             short_of: None,
             memory: MemoryReport::default(),
             next_reclaim: now + shared.settings.reclaim_interval,
+            next_inspection: now + shared.settings.reclaim_interval,
+            unplanned: BTreeMap::new(),
             next_scrub: None,
             scrubbing: false,
             waiting: Vec::new(),
             pin_wanted: None,
             told_looks: BTreeMap::new(),
+            looks_unwritten: false,
             generation: 0,
             chunks: 0,
             shared,
@@ -264,7 +274,7 @@ impl Engine {
 
     /// The catalogs that the process before has published. Decoding them may take long: whoever
     /// stops the worker does not wait for it.
-    async fn adopt_catalogs(&mut self) -> Flow {
+    pub(crate) async fn adopt_catalogs(&mut self) -> Flow {
         let found = self.shared.with_store(|store| {
             let names: Vec<String> = store.catalogs().keys().cloned().collect();
             // Copied, because a catalog that lay in its segment would keep it from being freed.
@@ -291,14 +301,14 @@ impl Engine {
         });
         let shared = Arc::clone(&self.shared);
         let decoded = shared.on_background(move || decode_catalogs(catalogs));
-        tokio::select! {
+        let decoded = tokio::select! {
             biased;
-            _ = self.events.stop.wait_for(|stop| *stop) => Flow::Stop,
-            decoded = decoded => {
-                self.shown.extend(decoded);
-                Flow::Continue
-            }
-        }
+            _ = self.events.stop.wait_for(|stop| *stop) => return Flow::Stop,
+            decoded = decoded => decoded,
+        };
+        self.shown.extend(decoded);
+        self.weigh_unplanned().await;
+        Flow::Continue
     }
 
     /// Whether it is worth waiting for plans that are being resolved.
@@ -318,6 +328,7 @@ impl Engine {
         due(self.next_scrub.filter(|_| !self.scrubbing));
         // While a pass is under way, its end is what these wait for.
         if !self.loading {
+            due(Some(self.next_inspection));
             due(self.failures.next_retry().map(Instant::from_std));
             due(self.repeat_at);
             due(self.needs_pass.then(|| self.gather_until()));
@@ -460,6 +471,13 @@ impl Engine {
         if (retry_due || repeat_due) && !self.loading {
             flow = self.wants_pass();
         }
+        if self.next_inspection <= now && !self.loading {
+            self.next_inspection = now + self.shared.settings.reclaim_interval;
+            match self.look_after_directory().await {
+                Flow::Continue => {}
+                changed => flow = changed,
+            }
+        }
         if self.next_reclaim_due() <= now {
             self.next_reclaim = now + self.shared.settings.reclaim_interval;
             if self.has_more_room().await {
@@ -484,7 +502,7 @@ impl Engine {
                 self.memory = memory;
                 let room = capacity.saturating_sub(memory.retained_bytes);
                 self.short_of
-                    .is_some_and(|before| room > before + self.shared.settings.segment_bytes() / 2)
+                    .is_some_and(|before| room > before + segment_bytes(capacity) / 2)
             }
             Err(error) => {
                 self.shared.problem(

@@ -45,6 +45,7 @@ mod shared;
 mod store;
 pub mod tally;
 pub mod targets;
+mod upkeep;
 mod walk;
 mod worker;
 

@@ -14,7 +14,7 @@ use crate::failures::{Failures, Remedy};
 use crate::fill::{Fill, FillContext, FillLimits, Loaded};
 use crate::gather::PeerFill;
 use crate::metrics::add;
-use crate::pass::{NO_ROOM, Pass};
+use crate::pass::Pass;
 use crate::settings::WorkerSettings;
 use crate::store::{Published, Stored};
 
@@ -191,6 +191,7 @@ impl Engine {
                     add(&counters.peer_chunks, peer_chunks);
                     self.failures.forget(&want.key);
                     pass.tally.fetched(want);
+                    pass.encoded_bytes += footprint(bytes);
                     for table in std::iter::once(&want.table).chain(&want.also) {
                         if let Some(slot) = self.slots.get_mut(&pass.tables[*table].name) {
                             slot.state.fetched_chunks += 1;
@@ -204,7 +205,7 @@ impl Engine {
                     tracing::debug!(chunk = %want.key.readable(), bytes, "no room for a chunk");
                     self.known.sizes.insert(want.key.clone(), bytes);
                     self.failures.forget(&want.key);
-                    pass.tally.left_out(want, at, NO_ROOM);
+                    pass.tally.no_room(want, at, &pass.no_room);
                     pass.overflowed = true;
                 }
             }

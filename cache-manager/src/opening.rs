@@ -40,6 +40,15 @@ impl Opening {
         self.ownership.left()
     }
 
+    /// Bytes that may be held at the most, whatever others take: for plans, which should not change
+    /// with every file that somebody else writes.
+    pub(crate) fn capacity_at_most(&self, settings: &WorkerSettings) -> u64 {
+        let space = self.dir().space();
+        space.map_or(settings.capacity_bytes, |space| {
+            settings.capacity_bytes.min(space.total_bytes)
+        })
+    }
+
     /// Takes stock of what is in it; returns also what an operator should know about it.
     ///
     /// # Errors
@@ -81,8 +90,6 @@ impl Opening {
         );
         let limits = Limits {
             capacity_bytes: settings.capacity_bytes,
-            segment_bytes: settings.segment_bytes(),
-            headroom_bytes: settings.headroom_bytes(),
         };
         Ok((Store::new(writer, recovery, limits), notes))
     }

@@ -26,10 +26,7 @@ use crate::resolve::Rivals;
 use crate::store::Published;
 use crate::tally::Tally;
 
-pub(crate) const NO_ROOM: &str =
-    "no room: raise cache.size, or cache less; what is most wanted is held";
-const NO_ROOM_FOR_CATALOG: &str =
-    "no room for its catalog, so that queries see nothing of it; raise cache.size";
+const NO_ROOM_FOR_CATALOG: &str = "no room for its catalog, so that queries see nothing of it";
 /// So often in a row a pass is decided again because chunks turned out larger than estimated. The
 /// first time nearly all sizes are known; what still has no room then is left out.
 const DECIDED_AGAIN_MAX: u32 = 3;
@@ -69,11 +66,24 @@ pub(crate) struct Pass {
     pub(crate) changed: HashSet<usize>,
     /// Whether a chunk that was fetched had no room after all.
     pub(crate) overflowed: bool,
+    /// Why what is left out has no room, and what to do about it.
+    pub(crate) no_room: String,
+    /// What the chunks that were stored have taken of the budget.
+    pub(crate) encoded_bytes: u64,
+}
+
+impl Pass {
+    /// Whether what was fetched takes so much less than it was expected to that there may be room
+    /// for what was left out.
+    fn took_less(&self) -> bool {
+        self.encoded_bytes < self.decision.fetch_bytes / 10 * 9
+    }
 }
 
 impl Engine {
     /// Makes memory hold what the tables want, as far as it fits and can be had.
     pub(crate) async fn pass(&mut self) -> Flow {
+        self.look_after_directory().await;
         self.needs_pass = false;
         self.repeat_at = None;
         self.loading = true;
@@ -95,6 +105,7 @@ impl Engine {
         };
         self.loading = false;
         self.preparing = false;
+        self.weigh_unplanned().await;
         self.shared.board.end();
         self.report();
         flow
@@ -246,15 +257,18 @@ impl Engine {
         self.take_published(pass, published);
         let problem = (!unwritten.is_empty()).then(|| {
             format!(
-                "no room for the catalog of {}; raise cache.size",
-                unwritten.join(", ")
+                "no room for the catalog of {}: {}",
+                unwritten.join(", "),
+                pass.no_room
             )
         });
         self.shared.problem("catalogs", problem);
         let fetched = !pass.decision.fetch.is_empty();
         let mut short = !pass.decision.left_out.is_empty() || !unwritten.is_empty();
         // With the sizes that are known now, what is wanted less makes room for what is wanted more.
-        let learned = pass.overflowed || fetched && !unwritten.is_empty();
+        let learned = pass.overflowed
+            || fetched && !unwritten.is_empty()
+            || fetched && !pass.decision.left_out.is_empty() && pass.took_less();
         let again = learned && self.decided_again < DECIDED_AGAIN_MAX;
         if again {
             self.decided_again += 1;
@@ -273,7 +287,7 @@ impl Engine {
                 continue;
             };
             let shown = !unwritten.contains(&table.catalog_name);
-            slot.unshown = (!shown).then(|| NO_ROOM_FOR_CATALOG.to_owned());
+            slot.unshown = (!shown).then(|| format!("{NO_ROOM_FOR_CATALOG}: {}", pass.no_room));
             // What is left out for good does not keep the plan from being carried out.
             let all_it_can = tally.is_settled() && !retried.contains(&at) && !again;
             slot.after_look = None;

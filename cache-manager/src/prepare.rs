@@ -6,11 +6,12 @@ use std::sync::Arc;
 use stoa_shm::{ChunkKey, MemoryReport};
 use tokio::time::Instant;
 
-use crate::diff::{Decision, Known, Want, decide, footprint, merge};
+use crate::diff::{Decision, Known, Want, correct_estimates, decide, footprint, merge};
 use crate::engine::{Engine, catalog_name};
 use crate::metrics::add;
-use crate::pass::{NO_ROOM, NewCatalog, Pass, Table};
+use crate::pass::{NewCatalog, Pass, Table};
 use crate::resolve::shows_at_once;
+use crate::settings::headroom_bytes;
 use crate::shared::jitter;
 use crate::store::Store;
 use crate::tally::Tally;
@@ -64,7 +65,6 @@ impl Engine {
             .map(|table| table.catalog_name.clone())
             .collect();
         let protected = self.protected(&tables);
-        let headroom = self.shared.settings.headroom_bytes();
         let mut known = std::mem::take(&mut self.known);
         known.blocked = self.failures.blocked(started.into_std()).cloned().collect();
         let decided = self.shared.with_store(move |store| {
@@ -80,21 +80,21 @@ impl Engine {
                     }
                 })
                 .collect();
-            let wants = merge(lists);
+            let mut wants = merge(lists);
+            let planned: Vec<u64> = wants.iter().map(|want| want.bytes).collect();
+            correct_estimates(&mut wants, store.held(), &known);
             let wanted: HashSet<&ChunkKey> = wants.iter().map(|want| &want.key).collect();
             known.sizes.retain(|key, _| wanted.contains(key));
             known.parquet_only.retain(|key| wanted.contains(key));
-            let result = decide_in(
-                store, &wants, &known, &catalogs, &gone, headroom, &protected,
-            );
+            let result = decide_in(store, &wants, &known, &catalogs, &gone, &protected);
             let learned = result
                 .as_ref()
                 .map(|decided| decided.decision.learned.clone());
             known.sizes.extend(learned.unwrap_or_default());
             drop(wanted);
-            (result, wants, catalogs, known)
+            (result, wants, planned, catalogs, known)
         });
-        let (result, wants, catalogs, known) = decided.await;
+        let (result, wants, planned, catalogs, known) = decided.await;
         self.known = known;
         let Decided {
             decision,
@@ -102,6 +102,7 @@ impl Engine {
             room_bytes,
             tight,
             memory,
+            no_room,
         } = result?;
         self.memory = memory;
         self.found_work |= !decision.fetch.is_empty()
@@ -119,9 +120,10 @@ impl Engine {
         let tally = Tally::new(
             tables.len(),
             &wants,
+            planned,
             &decision,
             size,
-            NO_ROOM,
+            &no_room,
             blocked_reason,
         );
         let fetching = decision
@@ -165,6 +167,8 @@ impl Engine {
             fetching,
             changed: HashSet::new(),
             overflowed: false,
+            no_room,
+            encoded_bytes: 0,
         })
     }
 
@@ -200,6 +204,8 @@ struct Decided {
     room_bytes: u64,
     tight: bool,
     memory: MemoryReport,
+    /// Why what is left out has no room.
+    no_room: String,
 }
 
 fn decide_in(
@@ -208,12 +214,13 @@ fn decide_in(
     known: &Known,
     catalogs: &[NewCatalog],
     gone: &HashSet<String>,
-    headroom_bytes: u64,
     protected: &dyn Fn(&ChunkKey) -> bool,
 ) -> stoa_shm::Result<Decided> {
     store.seal()?;
     let memory = store.reclaim()?;
     let capacity = store.capacity(&memory)?;
+    let headroom_bytes = headroom_bytes(capacity);
+    let no_room = store.no_room(&memory)?;
     let new_catalog_bytes: u64 = catalogs
         .iter()
         .map(|catalog| footprint(catalog.bytes.len() as u64))
@@ -252,5 +259,6 @@ fn decide_in(
         room_bytes,
         tight,
         memory,
+        no_room,
     })
 }

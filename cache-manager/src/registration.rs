@@ -23,13 +23,13 @@ const PROBLEM: &str = "registration";
 pub(crate) async fn run(
     shared: Arc<Shared>,
     records: Records,
-    record: WorkerRecord,
+    mut record: WorkerRecord,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut registered: Option<Registration> = None;
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => {}
-        () = keep_registered(&shared, &records, &record, &mut registered) => {}
+        () = keep_registered(&shared, &records, &mut record, &mut registered) => {}
     }
     if let Some(registration) = registered
         && timeout(FAREWELL, records.deregister_worker(registration))
@@ -43,12 +43,18 @@ pub(crate) async fn run(
 async fn keep_registered(
     shared: &Shared,
     records: &Records,
-    record: &WorkerRecord,
+    record: &mut WorkerRecord,
     registered: &mut Option<Registration>,
 ) {
     let settings = &shared.settings;
     let mut back_off = BACK_OFF_MIN;
+    let mut directory = shared.cache_incarnation.subscribe();
     loop {
+        let incarnation = *directory.borrow_and_update();
+        // Empty where others cannot read it.
+        if !record.cache_incarnation.is_empty() {
+            record.cache_incarnation = format!("{incarnation:016x}");
+        }
         // Before the registration, so that no change after it is missed.
         let changes = records.store().changes();
         match records.register_worker(record, settings.lease_ttl).await {
@@ -57,7 +63,14 @@ async fn keep_registered(
                 shared.problem(PROBLEM, None);
                 back_off = BACK_OFF_MIN;
                 *registered = Some(registration.clone());
-                let lost = hold(shared, records, &registration, changes).await;
+                let lost = tokio::select! {
+                    lost = hold(shared, records, &registration, changes) => lost,
+                    // Under the name of the new one others would look for the old one's segments.
+                    Ok(()) = directory.changed() => {
+                        tracing::info!(worker = record.id, "registering the new cache directory");
+                        continue;
+                    }
+                };
                 match records.store().changes() {
                     // Processes come and go: one that kept the metastore has ended.
                     Some(_) => tracing::info!(worker = record.id, %lost, "registering again"),

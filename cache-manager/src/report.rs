@@ -56,6 +56,12 @@ impl Engine {
             };
             tables.insert(table.clone(), state);
         }
+        // Before the plans are known, nothing is without one.
+        for (table, bytes) in self.unplanned.iter().filter(|_| self.seen_plans) {
+            // One whose plan has just come is held until a pass has followed it.
+            let state = tables.entry(table.clone()).or_default();
+            state.held_bytes = state.held_bytes.max(*bytes);
+        }
         self.shared.set_details(Details {
             generation: self.generation,
             chunks: self.chunks,
@@ -87,7 +93,7 @@ impl Engine {
             tables,
             held_bytes: self.memory.total_bytes() - self.memory.retained_bytes,
             retained_bytes: self.memory.retained_bytes,
-            capacity_bytes: self.shared.settings.capacity_bytes,
+            capacity_bytes: self.shared.capacity_bytes,
             problems,
             unverified_bytes: self
                 .shared
@@ -116,8 +122,13 @@ impl Engine {
         self.told_looks = looks.clone();
         let dir = self.shared.settings.cache_dir.clone();
         let written = tokio::task::spawn_blocking(move || looks::write(&dir, &looks)).await;
-        if let Ok(Err(error)) = written {
-            tracing::warn!(%error, "the times of the last looks cannot be written");
+        match (written, self.looks_unwritten) {
+            (Ok(Err(error)), false) => {
+                tracing::warn!(%error, "the times of the last looks cannot be written");
+                self.looks_unwritten = true;
+            }
+            (Ok(Ok(())), _) => self.looks_unwritten = false,
+            _ => {}
         }
     }
 }

@@ -197,23 +197,24 @@ impl WorkerSettings {
         Ok(())
     }
 
-    /// Size of the segments: small in a small cache, so that one of them is never much of it.
-    pub(crate) fn segment_bytes(&self) -> u64 {
-        (self.capacity_bytes / 16).clamp(64 << 10, stoa_shm::SEGMENT_BYTES)
-    }
-
-    /// What is left free of the capacity, so that there is always room to copy one segment's live
-    /// part out of it, and for the next index beside the present one.
-    pub(crate) fn headroom_bytes(&self) -> u64 {
-        self.segment_bytes()
-    }
-
     pub(crate) fn decoders(&self) -> usize {
         match self.decode_concurrency {
             0 => std::thread::available_parallelism().map_or(2, usize::from),
             given => given,
         }
     }
+}
+
+/// Size of the segments where `capacity_bytes` can be had: small in a small cache, so that one of
+/// them is never much of it. The capacity is what there is, which may be less than what is set.
+pub(crate) fn segment_bytes(capacity_bytes: u64) -> u64 {
+    (capacity_bytes / 16).clamp(64 << 10, stoa_shm::SEGMENT_BYTES)
+}
+
+/// What is left free of that capacity, so that there is always room to copy one segment's live part
+/// out of it, and for the next index beside the present one.
+pub(crate) fn headroom_bytes(capacity_bytes: u64) -> u64 {
+    segment_bytes(capacity_bytes)
 }
 
 #[cfg(test)]
@@ -268,8 +269,11 @@ mod tests {
 
     #[test]
     fn segments_of_a_small_cache_are_small() {
-        let segment = |capacity| WorkerSettings::new("w", "/x", capacity).segment_bytes();
-        assert_eq!(segment(64 << 30), 64 << 20);
-        assert_eq!(segment(16 << 20), 1 << 20);
+        assert_eq!(segment_bytes(64 << 30), 64 << 20);
+        assert_eq!(segment_bytes(16 << 20), 1 << 20);
+        // However little there is, most of it is for chunks.
+        for capacity in [1 << 20, 6 << 20, 64 << 20, 1 << 40] {
+            assert!(headroom_bytes(capacity) <= capacity / 16, "{capacity}");
+        }
     }
 }

@@ -30,6 +30,10 @@ pub(crate) struct Details {
 /// Shared by the engine, the registration, the services and the handle.
 pub(crate) struct Shared {
     pub(crate) settings: WorkerSettings,
+    /// Bytes that may be held at the most: what is set, as far as the file system has it at all.
+    pub(crate) capacity_bytes: u64,
+    /// Names the cache directory, which is another one once it was made anew.
+    pub(crate) cache_incarnation: watch::Sender<u64>,
     pub(crate) started_unix_ms: u64,
     pub(crate) incarnation: String,
     /// How the last worker left the directory.
@@ -68,12 +72,15 @@ impl Shared {
         opening: Opening,
         background: Background,
     ) -> Shared {
+        let capacity_bytes = opening.capacity_at_most(&settings);
         let state = WorkerState {
             id: settings.id.clone(),
-            capacity_bytes: settings.capacity_bytes,
+            capacity_bytes,
             ..WorkerState::default()
         };
         Shared {
+            capacity_bytes,
+            cache_incarnation: watch::Sender::new(0),
             started_unix_ms: unix_ms(),
             incarnation: format!("{:016x}", random()),
             counters: Counters::default(),

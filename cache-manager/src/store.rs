@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stoa_shm::{
-    CacheWriter, CatalogLocation, ChunkKey, ChunkLocation, Handover, IndexContents, MemoryReport,
-    Recovery, SealedSegment, SegmentCheck, SegmentId, SegmentReport, SegmentWriter, VerifyReport,
-    Walk,
+    AccessCounters, CacheDir, CacheDirOptions, CacheWriter, CatalogLocation, ChunkKey,
+    ChunkLocation, Handover, IndexContents, MemoryReport, Recovery, SealedSegment, SegmentCheck,
+    SegmentId, SegmentReport, SegmentWriter, VerifyReport, Walk,
 };
 
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::decode::EncodedChunk;
 use crate::diff::{ENTRY_OVERHEAD_BYTES, form_tag};
 use crate::peers::ServedSegments;
+use crate::settings::{headroom_bytes, segment_bytes};
 use crate::walk;
 
 /// A segment is sealed when it is this old, so that a slow load that crashes has something to show.
@@ -43,9 +44,8 @@ pub(crate) enum Stored {
 /// Limits that the settings give.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
+    /// What `cache.size` allows; how much of that there is, the store finds out each time.
     pub(crate) capacity_bytes: u64,
-    pub(crate) segment_bytes: u64,
-    pub(crate) headroom_bytes: u64,
 }
 
 struct Open {
@@ -99,6 +99,28 @@ pub(crate) struct Published {
     /// Chunks that are published.
     pub(crate) chunks: u64,
     pub(crate) took: Duration,
+}
+
+/// What to say where `there` bytes, by `limit`, can be had of a cache of `capacity_bytes`.
+fn no_room(capacity_bytes: u64, there: u64, limit: &str) -> String {
+    if there < capacity_bytes {
+        return format!(
+            "no room: {limit} leaves {there} bytes to the cache, whatever cache.size allows; enlarge \
+             that, or cache less; what is most wanted is held"
+        );
+    }
+    "no room: raise cache.size, or cache less; what is most wanted is held".to_owned()
+}
+
+/// What was done about a directory that is not as it was left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Repaired {
+    /// Nothing was wrong.
+    Intact,
+    /// The index was published anew; how many chunks and catalogs had lost their segments.
+    Published { problem: String, lost: usize },
+    /// The directory was made anew, with nothing in it but what was found there.
+    Anew { problem: String },
 }
 
 impl Store {
@@ -186,6 +208,73 @@ impl Store {
         Ok(self.limits.capacity_bytes.min(physical))
     }
 
+    /// Looks whether the directory is still what this process made of it, and makes good what is
+    /// not: what somebody has removed is gone, but nothing keeps the cache from being filled again.
+    pub(crate) fn repair(&mut self, options: CacheDirOptions) -> stoa_shm::Result<Repaired> {
+        let found = self.writer.inspect()?;
+        if let Some(problem) = found.lost {
+            self.open_anew(options)?;
+            return Ok(Repaired::Anew { problem });
+        }
+        if found.is_intact() {
+            return Ok(Repaired::Intact);
+        }
+        let gone: HashSet<SegmentId> = found.segments.iter().copied().collect();
+        let named = |store: &Store| store.held.len() + store.catalogs.len();
+        let before = named(self);
+        self.held.retain(|_, at| !gone.contains(&at.segment));
+        self.catalogs.retain(|_, at| !gone.contains(&at.segment));
+        self.writer.forget(&found.segments);
+        if !gone.is_empty() {
+            // So is what was being filled, most likely.
+            self.open = None;
+        }
+        self.changed();
+        self.commit()?;
+        let problem = found.index.unwrap_or_else(|| {
+            let path = self.writer.dir().path().display();
+            format!("{} segments of {path} are gone", gone.len())
+        });
+        Ok(Repaired::Published {
+            problem,
+            lost: before - named(self),
+        })
+    }
+
+    /// Begins again in the directory that has the name now, made if there is none.
+    fn open_anew(&mut self, options: CacheDirOptions) -> stoa_shm::Result<()> {
+        // What was being filled lies nowhere any more.
+        self.open = None;
+        let dir = CacheDir::create(self.writer.dir().path(), options)?;
+        let (writer, recovery) = CacheWriter::open(dir)?;
+        if let Err(error) = AccessCounters::create(writer.dir()) {
+            tracing::warn!(%error, "accesses are not counted");
+        }
+        self.writer = writer;
+        self.walk = walk::resumed(recovery.left.as_ref());
+        self.left = recovery.left;
+        self.held = recovery.chunks;
+        self.catalogs = recovery.catalogs.into_iter().collect();
+        self.fresh.clear();
+        self.served
+            .renew(self.writer.incarnation(), self.writer.segment_files());
+        // Also where it is empty: an index that says so ends the doubt of readers.
+        self.changed();
+        Ok(())
+    }
+
+    /// Names the directory among all that ever were.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.writer.incarnation()
+    }
+
+    /// Why something has no room, and what to do about it.
+    pub(crate) fn no_room(&self, memory: &MemoryReport) -> stoa_shm::Result<String> {
+        let space = self.writer.dir().space()?;
+        let there = memory.total_bytes().saturating_add(space.available_bytes);
+        Ok(no_room(self.limits.capacity_bytes, there, &space.limit))
+    }
+
     /// Bytes that may still be written.
     fn room(&self) -> stoa_shm::Result<u64> {
         let memory = self.writer.memory()?;
@@ -242,14 +331,15 @@ impl Store {
     /// A new segment with room for `bytes`; `None` if there is none to be had.
     fn begin(&self, bytes: u64, expected_bytes: u64) -> stoa_shm::Result<Option<SegmentWriter>> {
         let needed = bytes.next_multiple_of(stoa_shm::CHUNK_ALIGN);
+        let memory = self.writer.memory()?;
+        let all = self.capacity(&memory)?;
         // Half of the head-room stays: the other half is for the next index and this footer.
-        let room = self.room()?.saturating_sub(self.limits.headroom_bytes / 2);
+        let taken = memory.total_bytes().saturating_add(headroom_bytes(all) / 2);
+        let room = all.saturating_sub(taken);
         if needed + ENTRY_OVERHEAD_BYTES > room {
             return Ok(None);
         }
-        let mut capacity = self
-            .limits
-            .segment_bytes
+        let mut capacity = segment_bytes(all)
             .min(expected_bytes.next_multiple_of(stoa_shm::CHUNK_ALIGN))
             .min(room - ENTRY_OVERHEAD_BYTES)
             .max(needed);
@@ -611,5 +701,26 @@ impl Store {
 
     pub(crate) fn pin_problem(&self) -> Option<&str> {
         self.pin_problem.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_names_what_limits() {
+        let set = no_room(1 << 20, 1 << 20, "the file system's size of 9 bytes");
+        assert!(set.starts_with("no room: raise cache.size"), "{set}");
+        let there = no_room(
+            1 << 30,
+            64 << 20,
+            "the file system's size of 67108864 bytes",
+        );
+        assert!(!there.contains("raise cache.size"), "{there}");
+        assert!(
+            there.starts_with("no room: the file system's size of 67108864 bytes leaves 67108864"),
+            "{there}"
+        );
     }
 }

@@ -32,8 +32,12 @@ pub struct TableTally {
     pub fetched: u64,
     /// Chunks that did not fit or could not be had.
     pub left_out: u64,
-    /// Their bytes, as estimated.
+    /// Those of them that did not fit.
+    pub no_room: u64,
+    /// Their bytes, as planned.
     pub left_out_bytes: u64,
+    /// The same by what was encoded of their columns so far.
+    pub left_out_expected_bytes: u64,
     /// Why, for the first of them.
     pub reason: Option<String>,
 }
@@ -58,6 +62,8 @@ impl TableTally {
         state.left_out = LeftOut {
             chunks: self.left_out,
             bytes: self.left_out_bytes,
+            expected_bytes: self.left_out_expected_bytes,
+            no_room: self.no_room,
             reason: self.reason.clone(),
         };
     }
@@ -68,13 +74,17 @@ impl TableTally {
 pub struct Tally {
     tables: Vec<TableTally>,
     standing: Vec<Standing>,
+    /// Bytes of each want as the plan counted them.
+    planned: Vec<u64>,
 }
 
 impl Tally {
-    /// Counts what was decided. `size` says what a held chunk has in bytes.
+    /// Counts what was decided. `planned` are the bytes that the plan counted each want with,
+    /// `size` says what a held chunk has in bytes.
     pub fn new(
         tables: usize,
         wants: &[Want],
+        planned: Vec<u64>,
         decision: &Decision,
         size: impl Fn(usize) -> u64,
         left_out_reason: &str,
@@ -83,6 +93,7 @@ impl Tally {
         let mut tally = Tally {
             tables: vec![TableTally::default(); tables],
             standing: vec![Standing::Pending; wants.len()],
+            planned,
         };
         for want in wants {
             tally.each(want, |table| {
@@ -95,7 +106,7 @@ impl Tally {
             tally.each(&wants[at], |table| table.kept += 1);
         }
         for &at in &decision.left_out {
-            tally.left_out(&wants[at], at, left_out_reason);
+            tally.no_room(&wants[at], at, left_out_reason);
         }
         for &at in &decision.blocked {
             tally.left_out(&wants[at], at, &blocked_reason(at));
@@ -127,15 +138,25 @@ impl Tally {
         });
     }
 
-    /// The chunk is not to be had, or has no room.
+    /// The chunk has no room.
+    pub fn no_room(&mut self, want: &Want, at: usize, reason: &str) {
+        if self.standing[at] == Standing::Pending {
+            self.left_out(want, at, reason);
+            self.each(want, |table| table.no_room += 1);
+        }
+    }
+
+    /// The chunk is not to be had.
     pub fn left_out(&mut self, want: &Want, at: usize, reason: &str) {
         if self.standing[at] != Standing::Pending {
             return;
         }
         self.standing[at] = Standing::LeftOut;
+        let planned = self.planned.get(at).copied().unwrap_or(want.bytes);
         self.each(want, |table| {
             table.left_out += 1;
-            table.left_out_bytes += want.bytes;
+            table.left_out_bytes += planned;
+            table.left_out_expected_bytes += want.bytes;
             table.reason.get_or_insert_with(|| reason.to_owned());
         });
     }
@@ -181,7 +202,22 @@ mod tests {
             left_out: vec![2],
             ..Decision::default()
         };
-        let mut tally = Tally::new(2, &wants, &decision, |_| 80, "no room", |_| String::new());
+        let planned = vec![100, 100, 900];
+        let mut tally = Tally::new(
+            2,
+            &wants,
+            planned,
+            &decision,
+            |_| 80,
+            "no room",
+            |_| String::new(),
+        );
+        let second = tally.table(1);
+        assert_eq!((second.left_out, second.no_room), (1, 1));
+        assert_eq!(
+            (second.left_out_bytes, second.left_out_expected_bytes),
+            (900, 100)
+        );
         let first = tally.table(0).clone();
         assert_eq!(
             (first.chunks_total, first.chunks_done, first.kept),

@@ -96,6 +96,7 @@ impl Worker {
                     .with_store(|store| (store.served(), store.changes()))
                     .await;
                 incarnation = served.incarnation();
+                shared.cache_incarnation.send_replace(incarnation);
                 let calls = PeerCalls::new(
                     Arc::clone(&shared),
                     Arc::clone(&served),
@@ -147,7 +148,7 @@ impl Worker {
                 http: http.as_ref().map(Server::address).map(reached),
                 transfer: shared.transfer_addresses(),
             },
-            capacity_bytes: settings.capacity_bytes,
+            capacity_bytes: shared.capacity_bytes,
             formats: vec!["arrow".into(), "packed".into(), "parquet".into()],
             started_unix_ms: shared.started_unix_ms,
             incarnation: shared.incarnation.clone(),

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use bytes::Bytes;
+use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
 use stoa_cache_manager::WorkerSettings;
 use stoa_control::{ClientSettings, Listen, WorkerClient};
 use stoa_layout::{Form, TableName};
@@ -280,6 +283,67 @@ fn noise(seed: u64) -> RecordBatch {
     let mut column = || Arc::new(StringArray::from_iter_values((0..ROWS).map(&mut text)));
     let (first, second) = (column() as ArrayRef, column() as ArrayRef);
     RecordBatch::try_from_iter([("first", first), ("second", second)]).unwrap()
+}
+
+/// Numbers of which a file has each in full, though there are sixteen of them: packed they take a
+/// fraction of what its footer says.
+fn few_numbers(file: u64) -> Bytes {
+    let number = |row: usize| ((row as i64 % 16) << 58) + file as i64;
+    let numbers = Int64Array::from_iter_values((0..ROWS).map(number));
+    let batch = RecordBatch::try_from_iter([("number", Arc::new(numbers) as ArrayRef)]).unwrap();
+    let properties = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(ROW_GROUP))
+        .set_dictionary_enabled(false)
+        .build();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    bytes.into()
+}
+
+/// What was left out by estimates that are far too large is loaded as soon as the first chunks show
+/// what they take.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_smaller_than_estimated_are_all_loaded() {
+    const FILES: u64 = 24;
+    let mut world = World::new().await;
+    for file in 0..FILES {
+        let key = format!("numbers/{file}.parquet");
+        world.put(&key, few_numbers(file)).await;
+    }
+    let catalog = world.publish_layout(TABLE, LOCATION, 1, &["number"]).await;
+    let wanted = stoa_layout::wanted(&catalog).unwrap();
+    let sizes = wanted
+        .iter()
+        .map(|wanted| stoa_layout::chunk_bytes(&catalog, wanted.chunk).unwrap());
+    let (estimated, capacity) = (sizes.map(|size| size.packed).sum::<u64>(), 2 << 20);
+    assert!(estimated > capacity * 3 / 2, "{estimated}");
+    let packed = |wanted: &stoa_layout::WantedChunk| {
+        let chunk = wanted.chunk;
+        let form = Form::Packed.to_string();
+        (chunk.file, chunk.row_group, chunk.column, form)
+    };
+    let files = catalog.files.iter();
+    let plan = WorkerPlan {
+        files: files
+            .map(|file| serde_json::to_value(&file.identity).unwrap())
+            .collect(),
+        chunks: wanted.iter().map(packed).collect(),
+    };
+    let worker = world.start(world.settings(capacity)).await;
+    let parts = BTreeMap::from([(WORKER.to_owned(), plan)]);
+    let version = world
+        .write_plan(&catalog, &parts, PlanNotes::default())
+        .await;
+    let state = ready(&worker, &version).await;
+    assert_eq!(
+        (state.chunks_done, state.left_out.chunks),
+        (2 * FILES, 0),
+        "{state:?}"
+    );
+    assert!(world.used_bytes() <= capacity);
+    worker.shutdown().await;
 }
 
 /// By the estimates everything fits, so the plan gives the worker more than it can hold. It has to

@@ -244,7 +244,9 @@ fn notes(made: &Plan, basis: &Basis) -> PlanNotes {
     let left_out = |chunks: u64, raw_bytes: u64, reason: String| LeftOut {
         chunks,
         bytes: corrected(raw_bytes, basis.correction),
+        no_room: chunks,
         reason: (chunks > 0).then_some(reason),
+        ..LeftOut::default()
     };
     let mut copies: HashMap<usize, u32> = HashMap::new();
     for chunk in made.assignments.values().flatten() {

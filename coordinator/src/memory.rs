@@ -11,7 +11,7 @@ use crate::table::Correction;
 pub use crate::table::{Basis, Failure, TableMemory};
 
 /// Corrections outside of this say that something else is wrong.
-const CORRECTION_RANGE: std::ops::RangeInclusive<f64> = 0.05..=50.0;
+const CORRECTION_RANGE: std::ops::RangeInclusive<f64> = 0.0005..=50.0;
 /// Rejections that are remembered; the metastore keeps fewer.
 const REJECTED_MAX: usize = 1024;
 

@@ -290,6 +290,7 @@ impl FakeWorker {
                             chunks: total - done,
                             bytes: (total - done) * estimated,
                             reason: None,
+                            ..LeftOut::default()
                         },
                         ..TableState::default()
                     };

@@ -182,6 +182,12 @@ pub struct LeftOut {
     pub chunks: u64,
     /// Their bytes, as planned.
     pub bytes: u64,
+    /// The same by what the others of their columns turned out to take; 0 where nobody knows.
+    #[serde(skip_serializing_if = "is_no_bytes")]
+    pub expected_bytes: u64,
+    /// How many of them had no room; the others could not be had.
+    #[serde(skip_serializing_if = "is_no_bytes")]
+    pub no_room: u64,
     /// Why, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -191,6 +197,14 @@ impl LeftOut {
     /// Whether everything has its place.
     pub fn is_nothing(&self) -> bool {
         self.chunks == 0
+    }
+
+    /// What they would take, as well as it is known.
+    pub fn likely_bytes(&self) -> u64 {
+        match self.expected_bytes {
+            0 => self.bytes,
+            expected => expected,
+        }
     }
 }
 

@@ -126,6 +126,11 @@ impl Peers {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
+    /// Has the directory of what they hold written again, although nothing has changed.
+    pub(crate) fn write_again(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
     /// What the live peers hold, as far as they said, with their addresses as they are now.
     pub(crate) fn known(&self) -> Vec<(Peer, Arc<Directory>)> {
         let live = self.live();

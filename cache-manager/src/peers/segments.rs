@@ -13,9 +13,15 @@ const FILES_MAX: usize = 256;
 /// Opens segments for other hosts, and keeps them open while they hold anything.
 #[derive(Debug)]
 pub(crate) struct ServedSegments {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Of the cache directory, which is another one once it was made anew.
     incarnation: u64,
     files: SegmentFiles,
-    open: Mutex<HashMap<SegmentId, Segment>>,
+    open: HashMap<SegmentId, Segment>,
 }
 
 /// What keeps a segment's bytes.
@@ -29,45 +35,66 @@ impl AsRef<[u8]> for Owner {
 
 impl ServedSegments {
     pub(crate) fn new(incarnation: u64, files: SegmentFiles) -> ServedSegments {
-        ServedSegments {
+        let state = State {
             incarnation,
             files,
-            open: Mutex::default(),
+            open: HashMap::new(),
+        };
+        ServedSegments {
+            state: Mutex::new(state),
         }
     }
 
     /// The incarnation of the cache directory.
     pub(crate) fn incarnation(&self) -> u64 {
-        self.incarnation
+        self.lock().incarnation
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SegmentId, Segment>> {
+    /// Serves another directory from now on; what is being sent of the one before goes on.
+    pub(crate) fn renew(&self, incarnation: u64, files: SegmentFiles) {
+        *self.lock() = State {
+            incarnation,
+            files,
+            open: HashMap::new(),
+        };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         // Entries are put in and taken out whole.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets go of all other segments, so that their memory is free once nothing is sent from it.
     pub(crate) fn keep_only(&self, live: &BTreeSet<SegmentId>) {
-        self.lock().retain(|id, _| live.contains(id));
+        self.lock().open.retain(|id, _| live.contains(id));
     }
 }
 
 impl SegmentSource for ServedSegments {
     fn open(&self, key: SegmentKey) -> Result<Segment, Refusal> {
-        if key.incarnation != self.incarnation {
-            return Err(Refusal::wrong_incarnation(key, self.incarnation));
-        }
+        let check = |state: &State| match key.incarnation == state.incarnation {
+            true => Ok(()),
+            false => Err(Refusal::wrong_incarnation(key, state.incarnation)),
+        };
         let id = SegmentId(key.segment);
-        if let Some(segment) = self.lock().get(&id) {
-            return Ok(segment.clone());
-        }
-        let map = self.files.map(id).map_err(|miss| match miss {
+        let files = {
+            let state = self.lock();
+            check(&state)?;
+            if let Some(segment) = state.open.get(&id) {
+                return Ok(segment.clone());
+            }
+            state.files.clone()
+        };
+        let map = files.map(id).map_err(|miss| match miss {
             Miss::Corrupt(reason) => Refusal::failed(reason),
             Miss::Absent | Miss::SegmentGone => Refusal::unknown_segment(key),
         })?;
-        let mut open = self.lock();
+        let mut state = self.lock();
+        // It may have been renewed meanwhile.
+        check(&state)?;
+        let open = &mut state.open;
         let with_file = open.values().filter(|open| open.file().is_some()).count() < FILES_MAX;
-        let file = with_file.then(|| self.files.file(&map)).flatten();
+        let file = with_file.then(|| files.file(&map)).flatten();
         let segment = Segment::new(Owner(map));
         let segment = match file {
             Some(file) => segment.with_file(Arc::new(file)),
@@ -138,5 +165,8 @@ mod tests {
         drop(open);
         assert_eq!(writer.reclaim().unwrap().retained_segments, 0);
         assert_eq!(refused(ours).kind, RefusalKind::UnknownSegment);
+        // Another directory has other names.
+        served.renew(writer.incarnation() ^ 1, writer.segment_files());
+        assert_eq!(refused(ours).kind, RefusalKind::WrongIncarnation);
     }
 }

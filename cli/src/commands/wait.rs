@@ -11,13 +11,14 @@ use tokio::time::Instant;
 
 use crate::config::format_bytes;
 use crate::error::{Error, Result};
-use crate::progress::{Unit, bar};
+use crate::progress::{Unit, Waiting, bar};
 
 /// How often the records are looked at while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 
-/// How long a plan without parts must stand before it counts as an empty table.
-const EMPTY_PLAN_STANDS: Duration = Duration::from_secs(3);
+/// How long a plan that does not place the whole table must stand before it counts as the result:
+/// what workers report of sizes, and workers that come back, make another one.
+const SHORT_PLAN_STANDS: Duration = Duration::from_secs(3);
 
 /// What was loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Loaded {
     pub left_out_chunks: u64,
     /// Their bytes, as estimated.
     pub left_out_bytes: u64,
+    /// Those of them that did not fit.
+    pub no_room_chunks: u64,
     /// What did not fit or could not be had, and all else that falls short, in words; empty when
     /// the whole version is in memory.
     pub left_out: Vec<String>,
@@ -93,13 +96,15 @@ impl Observed {
     pub async fn look(records: &Records, table: &str, since_revision: i64) -> Result<Observed> {
         let mut rejections = records.rejections().await?;
         rejections.retain(|rejection| rejection.revision > since_revision);
+        // The plan last: reports that are older than it are never taken for reports of it.
+        let states = records.states().await?;
         Ok(Observed {
             coordinator: records.store().get(keys::ELECTION).await?.is_some(),
-            plan: records.cache_version(table).await?,
             workers: records.workers().await?,
-            states: records.states().await?,
+            states,
             rejections,
             coordinating: records.coordinator_state().await?,
+            plan: records.cache_version(table).await?,
         })
     }
 }
@@ -138,6 +143,7 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
                 table_version: plan.table_version.clone(),
                 left_out_chunks: plan.notes.left_out.chunks,
                 left_out_bytes: plan.notes.left_out.bytes,
+                no_room_chunks: plan.notes.left_out.no_room,
                 left_out: plan.notes.shortfalls(format_bytes),
                 ..Loaded::default()
             }),
@@ -147,6 +153,7 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
         table_version: plan.table_version.clone(),
         left_out_chunks: plan.notes.left_out.chunks,
         left_out_bytes: plan.notes.left_out.bytes,
+        no_room_chunks: plan.notes.left_out.no_room,
         ..Loaded::default()
     };
     let (mut bytes_total, mut chunks_total, mut missing) = (0, 0, Vec::new());
@@ -168,7 +175,8 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
         chunks_total += table.chunks_total;
         if table.left_out.chunks > 0 {
             loaded.left_out_chunks += table.left_out.chunks;
-            loaded.left_out_bytes += table.left_out.bytes;
+            loaded.left_out_bytes += table.left_out.likely_bytes();
+            loaded.no_room_chunks += table.left_out.no_room;
             let reason = table
                 .left_out
                 .reason
@@ -177,7 +185,7 @@ pub fn progress_of(wanted: &TableVersion, observed: &Observed) -> LoadProgress {
             loaded.left_out.push(format!(
                 "worker {worker} left out {} chunks ({}): {reason}",
                 table.left_out.chunks,
-                format_bytes(table.left_out.bytes)
+                format_bytes(table.left_out.likely_bytes())
             ));
         }
         if let Some(error) = &table.error {
@@ -222,14 +230,18 @@ pub async fn wait_all(
         many => format!("loading {} tables", many.len()),
     };
     let bar = bar(label, Unit::Bytes, 0);
+    let mut waiting = Waiting::default();
     let mut waits: Vec<Wait> = wanted.iter().map(Wait::new).collect();
     let outcome = loop {
         let mut refused = None;
         for wait in waits.iter_mut().filter(|wait| wait.loaded.is_none()) {
             // A metastore that does not answer for a while is waited for like everything else.
             match Observed::look(records, &wait.wanted.table.to_string(), since_revision).await {
-                Ok(observed) => refused = refused.or(wait.step(&observed)),
-                Err(error) => wait.last = error.to_string(),
+                Ok(observed) => refused = refused.or(wait.step(&observed, Instant::now())),
+                Err(error) => {
+                    wait.last = error.to_string();
+                    wait.held_up = Some(wait.last.clone());
+                }
             }
         }
         show(&bar, &waits);
@@ -239,6 +251,9 @@ pub async fn wait_all(
         let Some(behind) = waits.iter().find(|wait| wait.loaded.is_none()) else {
             break Ok(());
         };
+        let held_up = behind.held_up.as_ref();
+        let held_up = held_up.map(|reason| format!("{}: {reason}", behind.wanted));
+        waiting.say(held_up.as_deref());
         if Instant::now() >= deadline {
             break Err(Error::NotReady(format!(
                 "{} is not loaded after {}: {}; `stoa status` shows how it goes on",
@@ -261,10 +276,13 @@ pub async fn wait_all(
 struct Wait<'a> {
     wanted: &'a TableVersion,
     loaded: Option<Loaded>,
-    empty_since: Option<Instant>,
+    /// What the plan has come to, short of the whole table, and since when.
+    short: Option<(Loaded, Instant)>,
     bytes: (u64, u64),
     chunks: (u64, u64),
     last: String,
+    /// Why nothing moves, or not all.
+    held_up: Option<String>,
 }
 
 impl<'a> Wait<'a> {
@@ -272,16 +290,24 @@ impl<'a> Wait<'a> {
         Wait {
             wanted,
             loaded: None,
-            empty_since: None,
+            short: None,
             bytes: (0, 0),
             chunks: (0, 0),
             last: "nothing was seen of it yet".into(),
+            held_up: None,
         }
     }
 
     /// Takes notice of what was observed; the reason when the version was refused.
-    fn step(&mut self, observed: &Observed) -> Option<String> {
+    fn step(&mut self, observed: &Observed, now: Instant) -> Option<String> {
+        self.held_up = None;
         match progress_of(self.wanted, observed) {
+            LoadProgress::Done(loaded) if loaded.no_room_chunks > 0 => {
+                self.bytes = (loaded.bytes, loaded.bytes + loaded.left_out_bytes);
+                self.chunks = (loaded.chunks, loaded.chunks + loaded.left_out_chunks);
+                self.last = format!("{} chunks have no room so far", loaded.no_room_chunks);
+                self.stands(loaded, now);
+            }
             LoadProgress::Done(loaded) => {
                 self.bytes = (loaded.bytes, loaded.bytes);
                 self.chunks = (loaded.chunks, loaded.chunks);
@@ -291,13 +317,13 @@ impl<'a> Wait<'a> {
                 return Some(format!("{} was refused: {reason}", self.wanted));
             }
             LoadProgress::Empty(loaded) => {
-                let since = *self.empty_since.get_or_insert_with(Instant::now);
                 self.last = "the plan has no part for any worker".into();
-                if since.elapsed() >= EMPTY_PLAN_STANDS {
-                    self.loaded = Some(loaded);
-                }
+                self.stands(loaded, now);
             }
-            LoadProgress::Waiting(reason) => self.last = reason,
+            LoadProgress::Waiting(reason) => {
+                self.last.clone_from(&reason);
+                self.held_up = Some(reason);
+            }
             LoadProgress::Loading {
                 bytes_done,
                 bytes_total,
@@ -308,12 +334,25 @@ impl<'a> Wait<'a> {
                 self.bytes = (bytes_done, bytes_total);
                 self.chunks = (chunks_done, chunks_total);
                 self.last = format!("{chunks_done} of {chunks_total} chunks are loaded");
+                self.held_up = errors.first().cloned();
                 for error in errors {
                     self.last = format!("{}; {error}", self.last);
                 }
             }
         }
         None
+    }
+
+    /// Takes what there is for the result once nothing about it has changed for a while.
+    fn stands(&mut self, loaded: Loaded, now: Instant) {
+        match &self.short {
+            Some((before, since)) if *before == loaded => {
+                if now.duration_since(*since) >= SHORT_PLAN_STANDS {
+                    self.loaded = Some(loaded);
+                }
+            }
+            _ => self.short = Some((loaded, now)),
+        }
     }
 }
 
@@ -465,6 +504,7 @@ mod tests {
             chunks: 3,
             bytes: 3 << 20,
             reason: Some("the cache is full".into()),
+            ..LeftOut::default()
         };
         table.error = Some("one file is gone".into());
         let notes = &mut short.plan.as_mut().unwrap().notes;
@@ -472,6 +512,7 @@ mod tests {
             chunks: 5,
             bytes: 7 << 20,
             reason: Some("the workers' capacity is used up".into()),
+            ..LeftOut::default()
         };
         let LoadProgress::Done(loaded) = progress_of(&wanted(), &short) else {
             panic!("not done");
@@ -500,11 +541,43 @@ mod tests {
             chunks: 3,
             bytes: 3 << 20,
             reason: Some("503".into()),
+            ..LeftOut::default()
         };
         let LoadProgress::Loading { errors, .. } = progress_of(&wanted(), &trying) else {
             panic!("over");
         };
         assert_eq!(errors, ["worker a left out 3 chunks (3 MiB): 503"]);
+    }
+
+    /// A plan that leaves something out may be followed by another one at once: when sizes turn out
+    /// smaller, or a worker comes back. Only what stands is the result.
+    #[test]
+    fn what_is_left_out_counts_once_it_stands() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let wanted = wanted();
+        let short = |chunks| {
+            let mut short = observed();
+            short.plan.as_mut().unwrap().notes.left_out = LeftOut {
+                chunks,
+                no_room: chunks,
+                bytes: chunks << 30,
+                ..LeftOut::default()
+            };
+            short
+        };
+        let mut wait = Wait::new(&wanted);
+        for (chunks, ms) in [(9, 0), (9, 2900), (4, 3000), (4, 5900)] {
+            assert_eq!(wait.step(&short(chunks), at(ms)), None);
+            assert_eq!(wait.loaded, None, "{chunks} at {ms}");
+        }
+        // The whole of it is the result at once.
+        let mut whole = Wait::new(&wanted);
+        whole.step(&short(4), at(0));
+        whole.step(&observed(), at(1));
+        assert_eq!(whole.loaded.unwrap().left_out_chunks, 0);
+        wait.step(&short(4), at(6000));
+        assert_eq!(wait.loaded.unwrap().left_out_chunks, 4);
     }
 
     #[test]
