@@ -114,6 +114,21 @@ else
     fi
 fi
 
+step "tests that mount a tmpfs"
+probe="$(mktemp -d)"
+if mount -t tmpfs -o size=64k,mode=0700 stoa-test "$probe" 2>/dev/null; then
+    umount "$probe"
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --workspace --locked --no-fail-fast --run-ignored ignored-only \
+            -E 'test(/mounted_/)' </dev/null
+    else
+        cargo test --workspace --locked --no-fail-fast --lib --tests mounted_ -- --ignored </dev/null
+    fi
+else
+    say "SKIPPED: this user may not mount a tmpfs; root in a container of its own may"
+fi
+rmdir "$probe"
+
 step "mutants of the shared memory"
 # A build of its own: the deliberate faults must not be compiled into anything else.
 cargo test -p stoa-tests-shm --features mutants --locked </dev/null

@@ -258,6 +258,10 @@ pub enum LayoutCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Drop tables: forget all their layouts, and free their memory. Their files stay.
+    ///
+    /// A table that is created again under the name goes on with the next version.
+    Drop(UnloadArgs),
     /// Say how many bytes a table's columns take in each form, before anything is loaded.
     #[command(after_help = "Examples:
   stoa layout size tpch.lineitem
@@ -382,7 +386,7 @@ pub struct LoadArgs {
     pub json: bool,
 }
 
-/// `stoa unload …`
+/// `stoa unload …` and `stoa layout drop …`
 #[derive(Debug, Args)]
 pub struct UnloadArgs {
     /// The tables.

@@ -31,7 +31,7 @@ use error::Result;
 /// Parses the command line, carries it out, and says how it went.
 pub fn main() -> ExitCode {
     // clap exits by itself for help (0) and for a wrong command line (2).
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(sql::without_comments_as_flags(std::env::args_os()));
     match run(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -42,6 +42,56 @@ pub fn say(quiet: bool, text: impl AsRef<str>) {
     }
 }
 
+/// How long something has to be waited for before that is said: most waits are over by then.
+const SAID_AFTER: Duration = Duration::from_secs(1);
+/// The shortest time between two lines.
+const SAID_EVERY: Duration = Duration::from_secs(10);
+
+/// Says what is waited for where nobody sees a bar: in logs of cron, CI and services. One line when
+/// the waiting begins, and one whenever the reason changes.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    reason: Option<(String, Instant)>,
+    said: Option<(String, Instant)>,
+}
+
+impl Waiting {
+    /// What is to be said at `now` of waiting for `reason`; `None` waits for nothing in particular.
+    pub fn line(&mut self, reason: Option<&str>, now: Instant) -> Option<String> {
+        let Some(reason) = reason else {
+            self.reason = None;
+            return None;
+        };
+        let since = match &self.reason {
+            Some((known, since)) if known == reason => *since,
+            _ => {
+                self.reason = Some((reason.to_owned(), now));
+                now
+            }
+        };
+        if now.duration_since(since) < SAID_AFTER {
+            return None;
+        }
+        if let Some((said, at)) = &self.said
+            && (said == reason || now.duration_since(*at) < SAID_EVERY)
+        {
+            return None;
+        }
+        self.said = Some((reason.to_owned(), now));
+        Some(format!("waiting: {reason}"))
+    }
+
+    /// Says it on stderr, unless that is a terminal, where a bar says it.
+    pub fn say(&mut self, reason: Option<&str>) {
+        if std::io::stderr().is_terminal() {
+            return;
+        }
+        if let Some(line) = self.line(reason, Instant::now()) {
+            eprintln!("{line}");
+        }
+    }
+}
+
 fn target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
@@ -59,4 +109,29 @@ pub enum Unit {
     Bytes,
     /// Anything else.
     Items,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_said_once_it_has_stood_and_not_too_often() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut waiting = Waiting::default();
+        assert_eq!(waiting.line(Some("no worker"), at(0)), None);
+        let said = waiting.line(Some("no worker"), at(1));
+        assert_eq!(said.as_deref(), Some("waiting: no worker"));
+        assert_eq!(waiting.line(Some("no worker"), at(3600)), None);
+        // What passes at once is not worth a line.
+        assert_eq!(waiting.line(Some("a plan"), at(3601)), None);
+        assert_eq!(waiting.line(None, at(3602)), None);
+        // Another reason is, but not one after the other all the time.
+        assert_eq!(waiting.line(Some("503"), at(3603)), None);
+        assert!(waiting.line(Some("503"), at(3604)).is_some());
+        assert_eq!(waiting.line(Some("504"), at(3605)), None);
+        assert_eq!(waiting.line(Some("504"), at(3606)), None);
+        assert!(waiting.line(Some("504"), at(3614)).is_some());
+    }
 }

@@ -213,7 +213,16 @@ impl SchemaProvider for StoaSchema {
     }
 
     fn deregister_table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-        self.own.deregister_table(name)
+        let own = self.own.deregister_table(name)?;
+        let ours = |name: &TableName| self.tables.names().contains(name);
+        if own.is_none() && self.table_name(name).is_some_and(|name| ours(&name)) {
+            tracing::warn!(
+                schema = self.name,
+                table = name,
+                "the table stays, because its layout does; Stoa::drop_table drops it"
+            );
+        }
+        Ok(own)
     }
 
     fn table_exist(&self, name: &str) -> bool {

@@ -14,7 +14,8 @@ use stoa_control::Listen;
 use stoa_coordinator::{Coordinator, CoordinatorHandle, CoordinatorListeners, CoordinatorSettings};
 use stoa_layout::{LayoutDocument, LayoutVersion, TableCatalog, TableName};
 use stoa_metastore::{
-    EmbeddedMetastore, ErrorKind, Metastore, Records, SharedMetastore, WorkerState, keys,
+    EmbeddedMetastore, ErrorKind, LayoutsDropped, Leaving, MADE_BY_SQL, Metastore, Records,
+    SharedMetastore, WorkerState, keys,
 };
 use stoa_origin::{Origin, OriginLimits, StoreSettings, Stores};
 use stoa_reader::{Neighbours, Reader, ReaderOptions, Verify};
@@ -616,7 +617,8 @@ impl Publisher {
         }
     }
 
-    /// Makes version 1 of a table: all columns of the files at `location`; asks for its load.
+    /// Makes a table: a first layout of all columns of the files at `location`, numbered after those
+    /// of tables of that name that were dropped; asks for its load.
     ///
     /// # Errors
     /// If one of the files cannot be listed or read, or the metastore refuses the layout.
@@ -626,7 +628,13 @@ impl Publisher {
         location: &str,
         partition_columns: &[String],
     ) -> Result<TableCatalog, EmbeddedError> {
-        let mut document = LayoutDocument::new(name.clone(), LayoutVersion::FIRST, location);
+        let version = match &self.records {
+            // Where the records do not answer, the table is not published either.
+            Some(records) => records.next_layout(&name.to_string()).await.unwrap_or(1),
+            None => 1,
+        };
+        let version = LayoutVersion::new(version)?;
+        let mut document = LayoutDocument::new(name.clone(), version, location);
         document.partition_columns = partition_columns.to_vec();
         let now = now_unix_ms();
         let catalog = TableCatalog::load(&self.origin, &document, now).await?;
@@ -638,7 +646,7 @@ impl Publisher {
                 let version = document.version.get();
                 let published = async {
                     records
-                        .publish_layout(&table, version, &document.to_json())
+                        .publish_layout_by(Some(MADE_BY_SQL), &table, version, &document.to_json())
                         .await?;
                     records
                         .request_load(&document.table_version().to_string())
@@ -660,5 +668,31 @@ impl Publisher {
             ),
         }
         Ok(catalog)
+    }
+
+    /// Forgets the layouts of a table that [`Publisher::create`] made, and asks for it to leave
+    /// memory; `None` where this process may not, because another one has the state.
+    ///
+    /// # Errors
+    /// If the metastore does not answer.
+    pub async fn drop_table(
+        &self,
+        name: &TableName,
+    ) -> Result<Option<LayoutsDropped>, EmbeddedError> {
+        let Some(records) = &self.records else {
+            return Ok(None);
+        };
+        let table = name.to_string();
+        let dropped = records.drop_layouts(&table, Some(MADE_BY_SQL)).await?;
+        Ok(Some(dropped))
+    }
+
+    /// Whether a table that was dropped has left the plans, and every worker's memory.
+    pub(crate) async fn has_left(&self, name: &TableName) -> Result<bool, EmbeddedError> {
+        let Some(records) = &self.records else {
+            return Ok(true);
+        };
+        let leaving = records.leaving(&name.to_string(), true).await?;
+        Ok(leaving == Leaving::Gone)
     }
 }

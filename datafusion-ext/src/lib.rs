@@ -28,6 +28,7 @@
 mod catalog;
 mod claims;
 mod clock;
+mod dropping;
 mod embedded;
 mod factory;
 mod footers;

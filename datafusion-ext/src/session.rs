@@ -32,8 +32,8 @@ const BUILD_ROWS: usize = 1 << 20;
 /// The cache as DataFusion sessions use it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Stoa {
-    tables: Arc<Tables>,
-    publisher: Option<Publisher>,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) publisher: Option<Publisher>,
 }
 
 impl Stoa {

@@ -13,7 +13,7 @@ use stoa_shm::Snapshot;
 use crate::Table;
 
 /// The tables that a generation's catalogs name, and those that this process knows better.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tables {
     by_name: HashMap<TableName, Named>,
 }

@@ -154,6 +154,13 @@ impl Reader {
         table
     }
 
+    /// Forgets what this process knows of a table beside what is published: it was dropped.
+    pub fn forget(&self, name: &TableName) {
+        let mut decoded = self.decoded();
+        decoded.fresh.remove(name);
+        decoded.generation = None;
+    }
+
     fn decoded(&self) -> std::sync::MutexGuard<'_, Decoded> {
         // The state is replaced whole, so that a panic elsewhere leaves nothing half done.
         self.shared
@@ -174,7 +181,12 @@ impl Reader {
                 .ok()
                 .map(Arc::new);
         }
-        let published = Arc::new(Tables::of(snapshot, &decoded.published));
+        let published = match snapshot.generation() {
+            // Without any index, as where somebody has removed the directory, nothing says that the
+            // tables are gone: those that were read go on, from the origin.
+            0 => Arc::clone(&decoded.published),
+            _ => Arc::new(Tables::of(snapshot, &decoded.published)),
+        };
         decoded.fresh.retain(|name, fresh| {
             let published = published.get(snapshot, name);
             let looked_at = published.map(|table| table.catalog().looked_at_unix_ms);
@@ -183,7 +195,7 @@ impl Reader {
         decoded.tables = match decoded.fresh.is_empty() {
             true => Arc::clone(&published),
             false => {
-                let mut tables = Tables::of(snapshot, &published);
+                let mut tables = (*published).clone();
                 decoded
                     .fresh
                     .values()

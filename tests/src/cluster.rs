@@ -368,6 +368,17 @@ impl Cluster {
         )
     }
 
+    /// A command to run in the background, on a host without a worker (its output goes to the log of
+    /// the process).
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn background(&self, name: &str, arguments: &[&str]) -> Result<Process> {
+        let command = self.command(&self.config, arguments);
+        let log = self.directory.path().join(format!("{name}.log"));
+        Process::start(name, command, &log)
+    }
+
     /// What the workers report, as it stands in etcd.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use stoa_metastore::Records;
 
 use super::load::{load, request};
 use super::print_json;
+use super::unload::drop_tables;
 use crate::args::{LayoutCommand, LayoutCreateArgs, LoadArgs};
 use crate::config::format_bytes;
 use crate::context::{Context, Target, now_unix_ms};
@@ -27,6 +28,7 @@ pub async fn layout(command: LayoutCommand, context: &Context) -> Result<()> {
         LayoutCommand::Create(args) => create(*args, context).await,
         LayoutCommand::Show { table, json } => show(&table, json, context).await,
         LayoutCommand::List { json } => list(json, context).await,
+        LayoutCommand::Drop(args) => drop_tables(args, context).await,
         LayoutCommand::Size {
             table,
             location,
@@ -194,8 +196,7 @@ async fn publish(document: &mut LayoutDocument, target: &Target, records: &Recor
     let table = document.table.to_string();
     for attempt in 1.. {
         if let Target::Newest(_) = target {
-            let newest = records.latest_layout(&table).await?.unwrap_or(0);
-            document.version = LayoutVersion::new(newest.saturating_add(1))?;
+            document.version = LayoutVersion::new(records.next_layout(&table).await?)?;
         }
         let version = document.version.get();
         let published = records

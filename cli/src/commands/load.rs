@@ -1,4 +1,4 @@
-//! `stoa load` and `stoa unload`.
+//! `stoa load`.
 
 use std::time::Duration;
 
@@ -9,11 +9,10 @@ use tokio::time::Instant;
 
 use super::print_json;
 use super::wait::{Loaded, wait_all};
-use crate::args::{LoadArgs, UnloadArgs};
+use crate::args::LoadArgs;
 use crate::config::format_bytes;
 use crate::context::{Context, Target, unknown_table};
 use crate::error::{Error, Result};
-use crate::progress::spinner;
 
 /// Asks for versions to be loaded, and waits until all of them that fits is.
 ///
@@ -79,6 +78,7 @@ async fn load_all(targets: &[Target], args: &LoadArgs, records: &Records) -> Res
                 "peer_bytes": loaded.peer_bytes,
                 "left_out_chunks": loaded.left_out_chunks,
                 "left_out_bytes": loaded.left_out_bytes,
+                "no_room_chunks": loaded.no_room_chunks,
                 "left_out": loaded.left_out,
             })).collect::<Vec<_>>(),
             "seconds": started.elapsed().as_secs_f64(),
@@ -99,17 +99,23 @@ fn what_is_missing(in_part: &[&Loaded]) -> String {
         match loaded.left_out_chunks {
             0 => format!("{name} is not loaded as wanted, see its warnings"),
             left_out => format!(
-                "{left_out} of {} chunks ({}) of {name} are left out",
+                "{left_out} of {} chunks (about {}) of {name} are left out",
                 left_out + loaded.chunks,
                 format_bytes(loaded.left_out_bytes),
             ),
         }
     });
     let missing: Vec<String> = missing.collect();
+    let no_room: u64 = in_part.iter().map(|loaded| loaded.no_room_chunks).sum();
+    let advice = match no_room {
+        0 => "The warnings say what could not be had, and why",
+        _ => {
+            "To have more in memory, raise cache.size as far as there is memory for it, or publish a \
+             version with fewer columns or `--form packed` (`stoa layout size` says what they take)"
+        }
+    };
     format!(
-        "{}; queries use what is there and read the rest from the origin. To have more in memory, \
-         raise cache.size, or publish a version with fewer columns or `--form packed` (`stoa layout \
-         size` says what they take)",
+        "{}; queries use what is there and read the rest from the origin. {advice}",
         missing.join("; ")
     )
 }
@@ -155,103 +161,33 @@ fn say_loaded(loaded: &Loaded, took: Duration) {
     }
 }
 
-/// Asks for tables to be dropped from memory, and waits until they are.
-pub async fn unload(args: UnloadArgs, context: &Context) -> Result<()> {
-    let tables = args
-        .tables
-        .iter()
-        .map(|text| Ok(Target::parse(text)?.table().clone()))
-        .collect::<Result<Vec<_>>>()?;
-    let embedded = match context.is_embedded() {
-        true => Some(context.embedded().await?),
-        false => None,
-    };
-    let records = match embedded.as_ref().and_then(|embedded| embedded.records()) {
-        Some(records) => records.clone(),
-        None => context.records().await?,
-    };
-    let mut result = Ok(());
-    for table in &tables {
-        result = unload_one(&records, &table.to_string(), &args).await;
-        if result.is_err() {
-            break;
-        }
-    }
-    if let Some(embedded) = embedded {
-        embedded.shutdown().await;
-    }
-    result
-}
-
-pub(super) async fn unload_one(records: &Records, table: &str, args: &UnloadArgs) -> Result<()> {
-    if records.request_unload(table).await?.is_none() {
-        eprintln!("{table} was never loaded");
-        return Ok(());
-    }
-    if args.no_wait {
-        return Ok(());
-    }
-    let deadline = Instant::now() + args.timeout;
-    let spinner = spinner(format!("{table} leaves the cache"));
-    let result = loop {
-        let dropped = records
-            .cache_version(table)
-            .await?
-            .is_none_or(|plan| plan.unloaded);
-        let holders: Vec<String> = records
-            .states()
-            .await?
-            .into_iter()
-            .filter(|state| {
-                state
-                    .tables
-                    .get(table)
-                    .is_some_and(|table| table.held_bytes > 0)
-            })
-            .map(|state| state.id)
-            .collect();
-        if dropped && holders.is_empty() {
-            break Ok(());
-        }
-        if Instant::now() >= deadline {
-            break Err(Error::NotReady(match dropped {
-                false => format!("{table} is still planned; is `stoa coordinator` running?"),
-                true => format!("{table} is still held by {}", holders.join(", ")),
-            }));
-        }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            _ = tokio::signal::ctrl_c() => break Err(Error::Interrupted),
-        }
-    };
-    spinner.finish_and_clear();
-    if result.is_ok() {
-        eprintln!("{table} is unloaded; memory that queries still read is freed when they end");
-    }
-    result
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_missing_is_counted_for_each_table_and_says_what_to_do() {
-        let of = |name: &str, left_out_chunks| Loaded {
+        let of = |name: &str, left_out_chunks, no_room_chunks| Loaded {
             table_version: name.into(),
             chunks: 12,
             left_out_chunks,
             left_out_bytes: 3 << 20,
+            no_room_chunks,
             left_out: vec!["a reason".into()],
             ..Loaded::default()
         };
-        let said = what_is_missing(&[&of("tpch.lineitem:1", 6), &of("tpch.part:2", 0)]);
+        let said = what_is_missing(&[&of("tpch.lineitem:1", 6, 6), &of("tpch.part:2", 0, 0)]);
         assert_eq!(
             said,
-            "6 of 18 chunks (3 MiB) of tpch.lineitem:1 are left out; tpch.part:2 is not loaded as \
-             wanted, see its warnings; queries use what is there and read the rest from the \
-             origin. To have more in memory, raise cache.size, or publish a version with fewer \
-             columns or `--form packed` (`stoa layout size` says what they take)"
+            "6 of 18 chunks (about 3 MiB) of tpch.lineitem:1 are left out; tpch.part:2 is not \
+             loaded as wanted, see its warnings; queries use what is there and read the rest from \
+             the origin. To have more in memory, raise cache.size as far as there is memory for \
+             it, or publish a version with fewer columns or `--form packed` (`stoa layout size` \
+             says what they take)"
         );
+        // More room would not bring back what is damaged.
+        let damaged = what_is_missing(&[&of("tpch.lineitem:1", 6, 0)]);
+        assert!(!damaged.contains("cache.size"), "{damaged}");
+        assert!(damaged.ends_with("The warnings say what could not be had, and why"));
     }
 }

@@ -9,17 +9,19 @@ mod peers;
 mod pin;
 mod reset;
 mod status;
+mod unload;
 mod wait;
 
 pub use cache::verify;
 pub use daemons::{coordinator, worker};
 pub use layout::{layout, publish_or_reuse};
-pub use load::{load, unload};
+pub use load::load;
 pub use memory::{Memory, MemoryTable};
 pub use peers::peers;
 pub use pin::pin;
 pub use reset::reset;
 pub use status::{Overview, status};
+pub use unload::unload;
 pub use wait::{LoadProgress, Loaded, Observed, progress_of, wait_all};
 
 use crate::config::{report_as_json, report_as_text};

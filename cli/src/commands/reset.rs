@@ -8,7 +8,7 @@ use stoa_metastore::{Records, keys};
 use stoa_shm::counters::AccessCounters;
 use stoa_shm::{CacheDir, CacheDirOptions, CacheWriter, IndexContents};
 
-use super::load::unload_one;
+use super::unload::unload_one;
 use crate::args::{ResetArgs, UnloadArgs};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -39,7 +39,8 @@ pub async fn reset(args: ResetArgs, context: &Context) -> Result<()> {
     if !live.is_empty() && !shared {
         let ids: Vec<&str> = live.iter().map(|worker| worker.id.as_str()).collect();
         eprintln!(
-            "warning: workers are running and will publish their state again: {}",
+            "warning: workers are running: what they hold stays in memory until `stoa unload TABLE` \
+             frees it (`stoa status` shows it), and they publish their state again: {}",
             ids.join(", ")
         );
     }

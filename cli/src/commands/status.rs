@@ -21,6 +21,10 @@ use crate::table::{Align, TextTable};
 /// How many refusals the table shows; JSON has all that are kept.
 const REJECTIONS_SHOWN: usize = 5;
 
+/// The state of a table that lies in memory although no record asks for it: after a reset, or where
+/// a worker was away when it was dropped.
+const HELD: &str = "held, not wanted";
+
 /// What the records say, at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Overview {
@@ -124,7 +128,15 @@ impl Overview {
                 .iter()
                 .flat_map(|state| state.tables.keys().map(String::as_str)),
         );
-        names.into_iter().map(|name| self.table(name)).collect()
+        let resting = self.at_rest.iter().flat_map(|memory| &memory.tables);
+        names.extend(resting.map(|table| table.table.as_str()));
+        let lines = names.into_iter().map(|name| self.table(name));
+        // Of a dropped table only numbers are left.
+        let is_there = |line: &TableLine| {
+            let versions = [line.published, line.wanted, line.planned];
+            versions.iter().any(Option::is_some) || line.held_bytes > 0
+        };
+        lines.filter(is_there).collect()
     }
 
     fn table(&self, name: &str) -> TableLine {
@@ -158,13 +170,13 @@ impl Overview {
             line.peer_chunks += table.peer_chunks;
             line.peer_bytes += table.peer_bytes;
             line.left_out_chunks += table.left_out.chunks;
-            line.left_out_bytes += table.left_out.bytes;
+            line.left_out_bytes += table.left_out.likely_bytes();
             if table.left_out.chunks > 0 {
                 line.problems.push(format!(
                     "{name}: worker {} left out {} chunks ({}): {}",
                     state.id,
                     table.left_out.chunks,
-                    format_bytes(table.left_out.bytes),
+                    format_bytes(table.left_out.likely_bytes()),
                     table
                         .left_out
                         .reason
@@ -185,7 +197,8 @@ impl Overview {
                 (Some(wanted), Some(table)) if table.version >= wanted => "in memory",
                 (Some(_), Some(_)) => "older in memory",
                 (Some(_), None) => "waiting",
-                (None, _) => "not loaded",
+                (None, Some(_)) => HELD,
+                (None, None) => "not loaded",
             };
             return line;
         }
@@ -214,6 +227,19 @@ impl Overview {
             }
         }
         line.state = match (line.wanted, line.planned) {
+            (None, None) if line.held_bytes > 0 && request.is_none() && plan.is_none() => {
+                let holds = |state: &&WorkerState| {
+                    let table = state.tables.get(name);
+                    table.is_some_and(|table| table.held_bytes > 0)
+                };
+                let holders = self.states.iter().filter(holds);
+                let holders: Vec<&str> = holders.map(|state| state.id.as_str()).collect();
+                line.problems.push(format!(
+                    "{name}: held by {}, and nothing wants it; `stoa unload {name}` frees it",
+                    holders.join(", ")
+                ));
+                HELD
+            }
             (None, None) if line.held_bytes > 0 => "unloading",
             (None, None) => "not loaded",
             (None, Some(_)) => "unloading",
@@ -354,6 +380,9 @@ impl Overview {
             false => text.push_str(&tables.to_string()),
         }
         if self.at_rest.is_some() {
+            if self.tables().iter().any(|line| line.state == HELD) {
+                text.push_str("\n`stoa unload TABLE` frees what is held and not wanted\n");
+            }
             text.push_str("\n`stoa sql` or `stoa worker` goes on from here\n");
             return text;
         }
@@ -521,6 +550,7 @@ mod tests {
             chunks: 2,
             bytes: 2 << 20,
             reason: Some("the cache is full".into()),
+            ..LeftOut::default()
         };
         let state = |id: &str, phase, tables: Vec<(&str, TableState)>| WorkerState {
             id: id.into(),
@@ -573,6 +603,7 @@ mod tests {
                             chunks: 4,
                             bytes: 5 << 20,
                             reason: Some("the workers' capacity is used up".into()),
+                            ..LeftOut::default()
                         },
                         ..PlanNotes::default()
                     },
@@ -631,6 +662,42 @@ mod tests {
 
         `stoa sql` or `stoa worker` goes on from here
         ");
+    }
+
+    /// After a reset workers keep what they hold, and nothing wants it: that is not unloading, which
+    /// would end by itself. What was dropped is not shown at all.
+    #[test]
+    fn what_is_held_and_not_wanted_has_a_state_of_its_own() {
+        let mut reset = overview();
+        reset.layouts.clear();
+        reset.requests.clear();
+        reset.plans.clear();
+        let line = |overview: &Overview, name: &str| {
+            let lines = overview.tables();
+            lines.into_iter().find(|line| line.table == name)
+        };
+        let held = line(&reset, "tpch.lineitem").unwrap();
+        assert_eq!(held.state, "held, not wanted");
+        assert_eq!(
+            held.problems[1..],
+            [
+                "tpch.lineitem: held by a, b, and nothing wants it; `stoa unload tpch.lineitem` frees it"
+            ]
+        );
+        reset.requests = vec![LoadRequest {
+            table: "tpch.lineitem".into(),
+            version: 1,
+            unloaded: true,
+        }];
+        assert_eq!(line(&reset, "tpch.lineitem").unwrap().state, "unloading");
+        reset.plans = vec![CacheVersion {
+            table_version: "tpch.lineitem:1".into(),
+            unloaded: true,
+            ..CacheVersion::default()
+        }];
+        assert_eq!(line(&reset, "tpch.lineitem").unwrap().state, "unloading");
+        reset.states.clear();
+        assert!(line(&reset, "tpch.lineitem").is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The flags of `stoa sql`: those of datafusion-cli, with their meaning.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -80,6 +81,25 @@ impl SqlArgs {
     pub fn stdin_carries_commands(&self) -> bool {
         self.is_prompt() || self.file.iter().any(|file| is_stdin_location(file))
     }
+}
+
+/// The command line with SQL that begins with a comment told from flags: `-c '-- a comment'` is one
+/// argument that no flag is spelt like. A space before it changes nothing about the SQL.
+pub fn without_comments_as_flags(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    arguments.into_iter().map(|argument| {
+        let is_comment = argument.to_str().is_some_and(|text| {
+            let name = text.split('=').next().unwrap_or(text);
+            text.starts_with("--") && name.contains(char::is_whitespace)
+        });
+        if !is_comment {
+            return argument;
+        }
+        let mut sql = OsString::from(" ");
+        sql.push(&argument);
+        sql
+    })
 }
 
 fn non_empty(text: &str) -> Result<String, String> {
@@ -170,6 +190,27 @@ mod tests {
         assert_eq!(args.maxrows, MaxRows::Unlimited);
         assert!(!args.is_prompt() && !args.stdin_carries_commands());
         assert!(parse(&[]).unwrap().is_prompt());
+    }
+
+    #[test]
+    fn a_comment_is_no_flag() {
+        let line = [
+            "-c",
+            "-- a comment",
+            "--\nselect 1",
+            "--format=csv",
+            "--maxrows",
+            "7",
+            "-q",
+        ];
+        let line = without_comments_as_flags(line.map(OsString::from));
+        let line: Vec<String> = line
+            .map(|argument| argument.into_string().unwrap())
+            .collect();
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        let args = parse(&line).unwrap();
+        assert_eq!(args.command, [" -- a comment", " --\nselect 1"]);
+        assert!(args.quiet && matches!(args.format, PrintFormat::Csv));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `stoa sql`: datafusion-cli, embedded, with the cached tables in it.
 
 mod args;
+mod files;
 mod session;
 
 use std::num::NonZeroUsize;
@@ -24,9 +25,8 @@ use datafusion_cli::pool_type::PoolType;
 use datafusion_cli::print_options::PrintOptions;
 use datafusion_cli::{DATAFUSION_CLI_VERSION, exec};
 use stoa_datafusion::{Embedded, Stoa, StoaOptions};
-use stoa_origin::Stores;
 
-pub use args::SqlArgs;
+pub use args::{SqlArgs, without_comments_as_flags};
 use session::CliSession;
 
 use crate::context::Context;
@@ -62,8 +62,7 @@ async fn execute(args: SqlArgs, context: &Context, attached: &Attached) -> Resul
     let session = SessionContext::new_with_config_rt(session_config(&args, context)?, runtime);
     attached.stoa.register(&session).await.map_err(failed)?;
     let session = with_cli_features(session).await?;
-    let stores = attached.stoa.reader().origin().stores().clone();
-    let session = cli_session(session, stores, context)?;
+    let session = cli_session(session, &attached.stoa, context)?;
     let mut print = PrintOptions {
         format: args.format,
         quiet: args.quiet,
@@ -73,19 +72,16 @@ async fn execute(args: SqlArgs, context: &Context, attached: &Attached) -> Resul
     };
     if args.is_prompt() {
         let rc = args.rc.unwrap_or_else(|| startup_files(context));
-        if !rc.is_empty() {
-            exec::exec_from_files(&session, rc, &print)
-                .await
-                .map_err(failed)?;
+        // What fails there is said; the prompt is there for the rest.
+        if let Err(error) = files::run_files(&session, &rc, &print).await {
+            eprintln!("{error}");
         }
         return exec::exec_from_repl(&session, &mut print)
             .await
             .map_err(|error| Error::while_doing("the prompt ended", error));
     }
     if !args.file.is_empty() {
-        exec::exec_from_files(&session, args.file, &print)
-            .await
-            .map_err(failed)?;
+        files::run_files(&session, &args.file, &print).await?;
     }
     if !args.command.is_empty() {
         exec::exec_from_commands(&session, args.command, &print)
@@ -237,7 +233,8 @@ async fn with_cli_features(session: SessionContext) -> Result<SessionContext> {
 }
 
 /// The session with the stores of stoa.toml in it, for tables that are not Stoa's.
-fn cli_session(session: SessionContext, stores: Stores, context: &Context) -> Result<CliSession> {
+fn cli_session(session: SessionContext, stoa: &Stoa, context: &Context) -> Result<CliSession> {
+    let stores = stoa.reader().origin().stores();
     for root in context.config.stores.keys() {
         let url = url::Url::parse(root)
             .map_err(|error| Error::Usage(format!("store.\"{root}\": {error}")))?;
@@ -245,7 +242,7 @@ fn cli_session(session: SessionContext, stores: Stores, context: &Context) -> Re
     }
     Ok(CliSession::new(
         session,
-        stores,
+        stoa.clone(),
         context.config.stores.clone(),
     ))
 }

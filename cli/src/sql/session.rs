@@ -9,11 +9,12 @@ use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
 use datafusion::execution::context::SessionState;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use datafusion_cli::cli_context::CliSessionContext;
 use datafusion_cli::object_storage::AwsOptions;
 use object_store::ObjectStore;
+use stoa_datafusion::Stoa;
 use stoa_origin::Stores;
 use url::Url;
 
@@ -25,15 +26,17 @@ type Configured = BTreeMap<String, BTreeMap<&'static str, StoreOption>>;
 /// A session context whose object stores come from stoa.toml where it names them.
 pub(super) struct CliSession {
     session: SessionContext,
+    stoa: Stoa,
     stores: Stores,
     configured: Configured,
 }
 
 impl CliSession {
-    pub(super) fn new(session: SessionContext, stores: Stores, configured: Configured) -> Self {
+    pub(super) fn new(session: SessionContext, stoa: Stoa, configured: Configured) -> Self {
         CliSession {
             session,
-            stores,
+            stores: stoa.reader().origin().stores().clone(),
+            stoa,
             configured,
         }
     }
@@ -74,6 +77,14 @@ impl CliSessionContext for CliSession {
     }
 
     async fn execute_logical_plan(&self, plan: LogicalPlan) -> Result<DataFrame, DataFusionError> {
+        let LogicalPlan::Ddl(DdlStatement::DropTable(mut command)) = plan else {
+            return self.session.execute_logical_plan(plan).await;
+        };
+        // What is ours is dropped here; what the session has registered of it, by the session.
+        if self.stoa.drop_table(&self.session, &command.name).await? {
+            command.if_exists = true;
+        }
+        let plan = LogicalPlan::Ddl(DdlStatement::DropTable(command));
         self.session.execute_logical_plan(plan).await
     }
 }

@@ -6,6 +6,7 @@ mod faults;
 mod files;
 mod fuzz;
 mod neighbours;
+mod operator;
 mod s3_server;
 mod scan;
 mod scripts;
