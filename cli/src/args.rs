@@ -375,7 +375,7 @@ pub struct LoadArgs {
     /// Tables, with or without `:version`; without, the newest one.
     #[arg(required = true, value_name = "TABLE[:VERSION]")]
     pub tables: Vec<String>,
-    /// Return once the request is written. Needs --etcd.
+    /// Return once the request is written. Needs --etcd, or another process that runs the cache.
     #[arg(long)]
     pub no_wait: bool,
     /// How long to wait.

@@ -199,10 +199,10 @@ impl Context {
         Ok(embedded)
     }
 
-    /// Whether the cache directory, if there is one, is one that readers take.
+    /// Whether readers take the cache that lies there, if one does.
     fn has_readable_cache(&self) -> bool {
         let location = &self.config.cache.location;
-        let missing = std::fs::symlink_metadata(location)
+        let missing = std::fs::symlink_metadata(location.join("index"))
             .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
         missing || CacheDir::open(location, CacheDirOptions::default()).is_ok()
     }
@@ -420,6 +420,7 @@ mod tests {
             "origin.coalesce.gap=5MiB",
             "origin.request.size=9MiB",
             "origin.attempts=9",
+            "origin.retry.time=21s",
             "origin.timeout=13s",
         ];
         // What the embedded cache does not have, and why.
@@ -486,6 +487,7 @@ mod tests {
             bytes(origin.coalesce_gap_bytes),
             bytes(origin.request_bytes_max),
             origin.attempts.to_string(),
+            seconds(origin.retry_time),
             seconds(origin.timeout),
         ];
         for (set, in_force) in set.iter().zip(in_force) {

@@ -56,7 +56,8 @@ impl TableCatalog {
                 })
                 .collect();
             match look.build(snapshot, Known::default()).await {
-                Err(Error::Origin(error)) if is_change(&error) => tracing::warn!(
+                // The ordinary course where files come and go; what does not work then is an error.
+                Err(Error::Origin(error)) if is_change(&error) => tracing::info!(
                     table = %document.table_version(),
                     %error,
                     "the snapshot that the layout names is gone; taking the files there are now",
