@@ -345,7 +345,7 @@ async fn waiting_for_a_load_ends_when_chunks_are_left_out() {
     let plain = stock(SessionConfig::new(), &["lineitem"]).await;
     let expected = answer(&plain, sql).await;
     for form in [FormChoice::Auto, FormChoice::Arrow, FormChoice::Packed] {
-        let cache = Cache::with_capacity(2 << 20).await;
+        let cache = Cache::with_capacity(1 << 20).await;
         let state = cache.load("lineitem", None, form).await;
         let table = &state.tables["tpch.lineitem"];
         assert_eq!(table.current.unwrap().version, 1, "{table:?}");
