@@ -386,6 +386,18 @@ fn tables_can_be_dropped_and_made_again() {
         ran.stdout,
         ran.stderr
     );
+    // One that is read as the statement declares it is no other table.
+    let declared = format!("{} options ('format.binary_as_string' 'true')", create(two));
+    let ran = sql(&["drop table x", &declared, select, "drop table x", select]);
+    assert_eq!(ran.code, 1, "{}", ran.stdout);
+    assert!(ran.stdout.contains("200"), "{}{}", ran.stdout, ran.stderr);
+    assert!(
+        ran.stderr.contains("table 'datafusion.public.x' not found"),
+        "{}",
+        ran.stderr
+    );
+    let ran = sql(&[&create(one)]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
     // Its files may be gone.
     std::fs::rename(one, home.directory.path().join("elsewhere")).unwrap();
     let ran = sql(&["drop table x"]);

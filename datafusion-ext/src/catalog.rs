@@ -1,7 +1,7 @@
 //! Every table with a published layout, as `schema.table`, in the session's default catalog.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
@@ -25,6 +25,9 @@ pub(crate) struct Tables {
     pub(crate) waker: Option<Waker>,
     /// Names with a layout in the metastore, as of the last look.
     laid_out: RwLock<BTreeSet<TableName>>,
+    /// Tables that were created `STORED AS STOA` and that the session reads as DataFusion makes
+    /// them of their files, so that what it has under the name is known for one of ours.
+    listed: Mutex<HashMap<TableName, Weak<dyn TableProvider>>>,
 }
 
 impl Tables {
@@ -35,7 +38,22 @@ impl Tables {
             plans: Arc::default(),
             waker: None,
             laid_out: RwLock::default(),
+            listed: Mutex::default(),
         }
+    }
+
+    pub(crate) fn remember_listed(&self, name: &TableName, table: &Arc<dyn TableProvider>) {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.retain(|_, table| table.strong_count() > 0);
+        listed.insert(name.clone(), Arc::downgrade(table));
+    }
+
+    /// Whether that is what [`Tables::remember_listed`] was told under the name.
+    pub(crate) fn is_listed(&self, name: &TableName, table: &Arc<dyn TableProvider>) -> bool {
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed
+            .get(name)
+            .is_some_and(|known| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(table)))
     }
 
     /// Looks up the names of the layouts in the metastore.

@@ -23,7 +23,7 @@ impl Stoa {
     ///
     /// # Errors
     /// For a table that was published with `stoa layout create`, which everybody may count on; where
-    /// another process has the state; and where the metastore does not answer.
+    /// this process has no part in the state; and where the metastore does not answer.
     pub async fn drop_table(
         &self,
         session: &SessionContext,
@@ -36,13 +36,14 @@ impl Stoa {
         // A table whose files are gone cannot be opened, and can be dropped all the same.
         let is_ours = match session.table_provider(reference).await {
             Ok(provider) => {
-                let provider: &dyn Any = provider.as_ref();
-                let ours = provider.downcast_ref::<StoaTable>();
-                match ours.filter(|ours| ours.table().catalog().table == name) {
-                    Some(_) => true,
+                let found: &dyn Any = provider.as_ref();
+                let ours = found.downcast_ref::<StoaTable>();
+                let is_ours = ours.is_some_and(|ours| ours.table().catalog().table == name);
+                if !is_ours && !self.tables.is_listed(&name, &provider) {
                     // The session's own, which hides ours of that name.
-                    None => return Ok(false),
+                    return Ok(false);
                 }
+                true
             }
             Err(_) => false,
         };
@@ -64,8 +65,8 @@ impl Stoa {
             }
             None if is_ours => {
                 return plan_err!(
-                    "another process runs this cache; table {name} can be dropped there, or with \
-                     `stoa layout drop {name}` once that has ended"
+                    "table {name} is read from memory alone, because the state is not at hand; \
+                     `stoa layout drop {name}` drops it once that is"
                 );
             }
             Some(LayoutsDropped::Nothing) | None => {

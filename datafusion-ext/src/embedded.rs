@@ -671,7 +671,7 @@ impl Publisher {
     }
 
     /// Forgets the layouts of a table that [`Publisher::create`] made, and asks for it to leave
-    /// memory; `None` where this process may not, because another one has the state.
+    /// memory; `None` where this process has no part in the state.
     ///
     /// # Errors
     /// If the metastore does not answer.

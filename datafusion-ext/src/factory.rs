@@ -63,13 +63,13 @@ impl TableProviderFactory for StoaTableFactory {
                 );
             }
             return match is_declared(command) || reads_otherwise(table.table(), command, state) {
-                true => self.listed(state, command, location).await,
+                true => self.listed(&name, state, command, location).await,
                 false => Ok(Arc::new(table)),
             };
         }
         // Before anything is published: it may be refused.
         let declared = match is_declared(command) {
-            true => Some(self.listed(state, command, location).await?),
+            true => Some(self.listed(&name, state, command, location).await?),
             false => None,
         };
         let publisher = match &self.publisher {
@@ -91,7 +91,7 @@ impl TableProviderFactory for StoaTableFactory {
         };
         let fresh = self.tables.reader.remember_fresh(Arc::new(catalog));
         if reads_otherwise(&fresh, command, state) {
-            return self.listed(state, command, location).await;
+            return self.listed(&name, state, command, location).await;
         }
         let table =
             crate::StoaTable::of(&self.tables.reader, &fresh, Arc::clone(&self.tables.plans))?;
@@ -103,6 +103,7 @@ impl StoaTableFactory {
     /// The table as DataFusion makes it of Parquet files: its scans use what is cached of them.
     async fn listed(
         &self,
+        name: &TableName,
         state: &dyn Session,
         command: &CreateExternalTable,
         location: &str,
@@ -120,7 +121,9 @@ impl StoaTableFactory {
             file_type: "PARQUET".to_owned(),
             ..command.clone()
         };
-        ListingTableFactory::new().create(state, &command).await
+        let listed = ListingTableFactory::new().create(state, &command).await?;
+        self.tables.remember_listed(name, &listed);
+        Ok(listed)
     }
 }
 
