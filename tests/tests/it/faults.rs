@@ -455,14 +455,13 @@ fn what_does_not_fit_is_left_out_by_priority_and_said() {
     );
 }
 
-/// The forms are chosen to fill the cache, by estimates that are too small for what these columns
-/// become: the plan gives the worker more than it can hold. The load ends all the same, with what
-/// fits, and says so; a second one has nothing to do and says the same.
+/// The table takes more than the cache has, whatever form its columns get. The load ends all the
+/// same, with what fits, and says so; a second one has nothing to do and says the same.
 #[test]
-fn a_load_ends_where_estimates_were_too_small() {
+fn a_load_ends_where_the_cache_is_too_small() {
     let options = ClusterOptions {
         workers: 1,
-        cache_size: "2MiB".to_owned(),
+        cache_size: "1MiB".to_owned(),
         ..ClusterOptions::default()
     };
     let world = world(&options, &["lineitem"]);
