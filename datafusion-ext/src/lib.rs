@@ -33,6 +33,7 @@ mod embedded;
 mod factory;
 mod footers;
 mod functions;
+mod min_max;
 mod observe;
 mod options;
 mod rule;

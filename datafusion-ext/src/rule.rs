@@ -1,26 +1,30 @@
 //! Scans of Parquet that Stoa did not plan use what is cached of their files.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion_datasource::PartitionedFile;
+use datafusion_datasource::file::FileSource;
 use datafusion_datasource::file_groups::FileGroup;
 use datafusion_datasource::file_scan_config::{FileScanConfig, FileScanConfigBuilder};
 use datafusion_datasource::source::DataSourceExec;
 use datafusion_datasource_parquet::source::ParquetSource;
-use stoa_reader::Reader;
+use stoa_reader::{Reader, View};
 
 use crate::StoaOptions;
-use crate::scan::StoaSource;
+use crate::scan::context::resolve;
+use crate::scan::{StoaSource, store_of};
 
-/// Wraps the source of every stock Parquet scan in a [`StoaSource`].
+/// Wraps the sources of stock Parquet scans of cached files in a [`StoaSource`].
 ///
 /// It runs last, so that all that was pushed down stays. Files are matched by store, path, size
-/// and etag or version: where a scan's listing has none, it stays as it is.
+/// and etag or version: where a scan's listing has none, it stays as it is. So does a scan none of
+/// whose files the cache knows, one with virtual columns, which only stock Parquet makes, and one
+/// whose parent does not take another child. The rule fails no query.
 #[derive(Debug)]
 pub struct CacheParquetScans {
     reader: Reader,
@@ -43,10 +47,8 @@ impl PhysicalOptimizerRule for CacheParquetScans {
         if !options.enabled || !options.cache_parquet_scans {
             return Ok(plan);
         }
-        plan.transform_up(|node| {
-            Ok(wrap(&node, &self.reader).map_or(Transformed::no(node), Transformed::yes))
-        })
-        .map(|transformed| transformed.data)
+        let view = self.reader.view();
+        Ok(wrapped(&plan, &self.reader, &view).unwrap_or(plan))
     }
 
     fn name(&self) -> &str {
@@ -55,6 +57,43 @@ impl PhysicalOptimizerRule for CacheParquetScans {
 
     fn schema_check(&self) -> bool {
         true
+    }
+}
+
+/// The plan with scans wrapped; `None` where none is.
+fn wrapped(
+    node: &Arc<dyn ExecutionPlan>,
+    reader: &Reader,
+    view: &View,
+) -> Option<Arc<dyn ExecutionPlan>> {
+    if node.children().is_empty() {
+        return wrap(node, reader, view);
+    }
+    let mut changed = false;
+    let children = node.children().into_iter();
+    let children = children.map(|child| match wrapped(child, reader, view) {
+        Some(child) => {
+            changed = true;
+            child
+        }
+        None => Arc::clone(child),
+    });
+    let children: Vec<_> = children.collect();
+    if !changed {
+        return None;
+    }
+    // An operator may hold its child to what it was, as one that knows by position which rows of a
+    // file are deleted. It keeps that child then, and what lies under it.
+    match replace_children_if_necessary(Arc::clone(node), children) {
+        Ok(node) => Some(node),
+        Err(error) => {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                let operator = node.name();
+                tracing::warn!(operator, %error, "reads Parquet past the cache: it takes no other scan");
+            });
+            None
+        }
     }
 }
 
@@ -91,15 +130,26 @@ fn divided(config: &FileScanConfig, source: &StoaSource) -> Option<FileScanConfi
     (divided.file_groups.len() == partitions).then_some(divided)
 }
 
-fn wrap(node: &Arc<dyn ExecutionPlan>, reader: &Reader) -> Option<Arc<dyn ExecutionPlan>> {
+fn wrap(
+    node: &Arc<dyn ExecutionPlan>,
+    reader: &Reader,
+    view: &View,
+) -> Option<Arc<dyn ExecutionPlan>> {
     let exec = node.downcast_ref::<DataSourceExec>()?;
     let config = exec.data_source().downcast_ref::<FileScanConfig>()?;
     let parquet = config.file_source().downcast_ref::<ParquetSource>()?;
+    if !parquet.table_schema().virtual_columns().is_empty() {
+        return None;
+    }
+    let store = store_of(config);
+    let mut files = config.file_groups.iter().flat_map(FileGroup::iter);
+    files.find(|file| resolve(view, &store, file).is_some())?;
     let source = StoaSource::new(parquet.clone(), reader.clone());
-    let config = match divided(config, &source) {
-        Some(config) => config,
-        None => config.clone(),
+    let (config, in_order) = match divided(config, &source) {
+        Some(config) => (config, false),
+        None => (config.clone(), true),
     };
+    let source = source.with_rows_in_order(in_order);
     let config = FileScanConfigBuilder::from(config)
         .with_source(Arc::new(source))
         .build();

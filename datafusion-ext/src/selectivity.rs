@@ -40,20 +40,26 @@ impl PhysicalOptimizerRule for EstimateFilters {
             return Ok(plan);
         }
         let unknown = f64::from(config.optimizer.default_filter_selectivity) / 100.0;
-        let estimated = plan.transform_up(|node| {
+        let estimated = Arc::clone(&plan).transform_up(|node| {
             let Some(filter) = node.downcast_ref::<FilterExec>() else {
                 return Ok(Transformed::no(node));
             };
             let input = filter.input().as_ref();
-            let known = StatisticsContext::new().compute(input, &StatisticsArgs::new())?;
+            // An estimate is worth no query.
+            let Ok(known) = StatisticsContext::new().compute(input, &StatisticsArgs::new()) else {
+                return Ok(Transformed::no(node));
+            };
             let Some(share) = share(filter.predicate(), &known.column_statistics, unknown) else {
                 return Ok(Transformed::no(node));
             };
             let percent = (share * 100.0).ceil().clamp(1.0, 100.0) as u8;
             let filter = FilterExecBuilder::from(filter).with_default_selectivity(percent);
-            Ok(Transformed::yes(Arc::new(filter.build()?)))
-        })?;
-        Ok(estimated.data)
+            Ok(match filter.build() {
+                Ok(filter) => Transformed::yes(Arc::new(filter)),
+                Err(_) => Transformed::no(node),
+            })
+        });
+        Ok(estimated.map_or(plan, |estimated| estimated.data))
     }
 
     fn name(&self) -> &str {

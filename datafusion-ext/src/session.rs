@@ -18,6 +18,7 @@ use crate::catalog::{StoaCatalog, Tables};
 use crate::factory::StoaTableFactory;
 use crate::footers::DoubtFooters;
 use crate::functions::{SystemFunction, SystemTable};
+use crate::min_max::without_min_max;
 use crate::rule::CacheParquetScans;
 use crate::selectivity::with_estimates;
 use crate::table::StoaTable;
@@ -78,7 +79,7 @@ impl Stoa {
     /// under `stoa.`, the table functions, the rule that caches other scans of Parquet, and the
     /// one that reckons with counts of distinct values. Up to 8 MiB of a join's smaller side are
     /// read into one table, where the session has DataFusion's limit of 1 MiB. Dynamic filters of
-    /// `min` and `max` are turned off, since those of DataFusion 55.2 lose rows.
+    /// `min` and `max` are off, since those of DataFusion 55.2 lose rows.
     ///
     /// # Errors
     /// If the session has no default catalog.
@@ -94,14 +95,13 @@ impl Stoa {
         }
         let optimizer = &mut config.options_mut().optimizer;
         raise_join_limits(optimizer);
-        // They leave out aggregates of expressions (apache/datafusion#24816) and bounds that are
-        // still null. Stock scans skip whole row groups by them; these would skip blocks and rows.
+        // So that a session shows what holds; whatever it sets, they stay off.
         optimizer.enable_aggregate_dynamic_filter_pushdown = false;
         let factory = StoaTableFactory::new(Arc::clone(&self.tables), self.publisher.clone());
         // Those of an earlier registration read through another reader.
         let scans = CacheParquetScans::new(self.reader().clone());
         let doubts = DoubtFooters::new(self.reader().clone());
-        let mut rules = with_estimates(state.physical_optimizers());
+        let mut rules = without_min_max(with_estimates(state.physical_optimizers()));
         rules.retain(|rule| ![scans.name(), doubts.name()].contains(&rule.name()));
         rules.insert(0, Arc::new(doubts));
         rules.push(Arc::new(scans));

@@ -33,6 +33,8 @@ pub(crate) struct ScanContext {
     pub(crate) batch_size: usize,
     pub(crate) limit: Option<usize>,
     pub(crate) preserve_order: bool,
+    /// The rows of a file come in its order: hits and misses are not read side by side.
+    pub(crate) in_order: bool,
     pub(crate) reversed: bool,
     /// Hits must apply the predicate themselves: no filter stays above the scan.
     pub(crate) apply_predicate: bool,
@@ -72,6 +74,7 @@ impl ScanContext {
             batch_size: stoa_forms::BLOCK_ROWS,
             limit: config.limit,
             preserve_order: config.preserve_order,
+            in_order: config.preserve_order,
             reversed: false,
             apply_predicate: options.global.pushdown_filters,
             prune_row_groups: options.global.pruning,

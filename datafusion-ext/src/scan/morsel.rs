@@ -74,7 +74,7 @@ impl Morselizer for StoaMorselizer {
         if context.reversed {
             indexes.reverse();
         }
-        let mut runs = Runs::new(context.preserve_order);
+        let mut runs = Runs::new(context.in_order);
         for index in indexes {
             let access = &plan.inner()[index];
             let group = CachedRowGroup::open(
@@ -112,7 +112,7 @@ impl StoaMorselizer {
         let context = &self.context;
         let mut chain = Chain {
             steps: VecDeque::new(),
-            concurrent: !context.preserve_order,
+            concurrent: !context.in_order,
         };
         for run in runs.runs {
             match run {

@@ -42,6 +42,7 @@ pub struct StoaSource {
     reversed: bool,
     batch_size: Option<usize>,
     applies: bool,
+    in_order: bool,
 }
 
 impl StoaSource {
@@ -54,6 +55,7 @@ impl StoaSource {
             reversed,
             batch_size: None,
             applies: false,
+            in_order: false,
         }
     }
 
@@ -62,6 +64,14 @@ impl StoaSource {
     /// cached; otherwise it is right too, but may be slower.
     pub(crate) fn with_predicates(mut self, applies: bool) -> Self {
         self.applies = applies;
+        self
+    }
+
+    /// Whether the rows of a file come in the order of the file, also where the plan does not ask for
+    /// it. To be said of scans whose parents know stock Parquet, which reads a file from front to
+    /// back, and may count on it.
+    pub(crate) fn with_rows_in_order(mut self, in_order: bool) -> Self {
+        self.in_order = in_order;
         self
     }
 
@@ -99,6 +109,7 @@ impl StoaSource {
             Some(inner) => Arc::new(Self {
                 batch_size: self.batch_size,
                 applies: self.applies,
+                in_order: self.in_order,
                 ..Self::new(inner.clone(), self.reader.clone())
             }),
             None => source,
@@ -165,6 +176,7 @@ impl FileSource for StoaSource {
             .create_morselizer(object_store, base_config, partition)?;
         let mut context = ScanContext::new(&self.inner, base_config, partition, view, store);
         context.reversed = self.reversed;
+        context.in_order |= self.in_order;
         context.batch_size = self.batch_size.unwrap_or(BLOCK_ROWS);
         Ok(Box::new(StoaMorselizer::new(inner, Arc::new(context))))
     }

@@ -4,6 +4,7 @@ mod blocks;
 mod cases;
 mod faults;
 mod files;
+mod foreign;
 mod fuzz;
 mod neighbours;
 mod operator;
