@@ -42,6 +42,7 @@ mod selectivity;
 mod session;
 mod statistics;
 mod table;
+mod zeros;
 
 pub use embedded::{Embedded, EmbeddedError, EmbeddedSettings, Publisher};
 pub use footers::DoubtFooters;

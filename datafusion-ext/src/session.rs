@@ -7,6 +7,7 @@ use datafusion::common::Result;
 use datafusion::common::config::OptimizerOptions;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
+use datafusion::optimizer::OptimizerRule;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use stoa_cache_manager::Waker;
 use stoa_layout::TableName;
@@ -22,6 +23,7 @@ use crate::min_max::without_min_max;
 use crate::rule::CacheParquetScans;
 use crate::selectivity::with_estimates;
 use crate::table::StoaTable;
+use crate::zeros::BothZeros;
 use crate::{StoaOptions, embedded::Publisher};
 
 /// The side of a join that is read into one table rather than one a partition, at most: in bytes,
@@ -76,10 +78,11 @@ impl Stoa {
     }
 
     /// Adds to a session: every cached table as `schema.table`, `STORED AS STOA`, the settings
-    /// under `stoa.`, the table functions, the rule that caches other scans of Parquet, and the
-    /// one that reckons with counts of distinct values. Up to 8 MiB of a join's smaller side are
-    /// read into one table, where the session has DataFusion's limit of 1 MiB. Dynamic filters of
-    /// `min` and `max` are off, since those of DataFusion 55.2 lose rows.
+    /// under `stoa.`, the table functions, the rule that caches other scans of Parquet, the one that
+    /// reckons with counts of distinct values, and the one that takes both zeros in lists of floats
+    /// for one. Up to 8 MiB of a join's smaller side are read into one table, where the session has
+    /// DataFusion's limit of 1 MiB. Dynamic filters of `min` and `max` are off, since those of
+    /// DataFusion 55.2 lose rows.
     ///
     /// # Errors
     /// If the session has no default catalog.
@@ -105,8 +108,10 @@ impl Stoa {
         rules.retain(|rule| ![scans.name(), doubts.name()].contains(&rule.name()));
         rules.insert(0, Arc::new(doubts));
         rules.push(Arc::new(scans));
+        let logical = logical_rules(state.optimizers().to_vec());
         let state = SessionStateBuilder::new_from_existing(state)
             .with_config(config)
+            .with_optimizer_rules(logical)
             .with_table_factory("STOA".to_owned(), Arc::new(factory))
             .with_physical_optimizer_rules(rules)
             .build();
@@ -123,6 +128,16 @@ impl Stoa {
         }
         Ok(())
     }
+}
+
+type LogicalRule = Arc<dyn OptimizerRule + Send + Sync>;
+
+/// A session's rules for logical plans, with Stoa's as the last.
+fn logical_rules(mut rules: Vec<LogicalRule>) -> Vec<LogicalRule> {
+    let ours: [LogicalRule; 1] = [Arc::new(BothZeros)];
+    rules.retain(|rule| ours.iter().all(|ours| ours.name() != rule.name()));
+    rules.extend(ours);
+    rules
 }
 
 /// Raises the limits of joins that are DataFusion's own; what a session has set stays.
@@ -171,6 +186,9 @@ mod tests {
         let names = state.physical_optimizers().iter().map(|rule| rule.name());
         let names: Vec<_> = names.filter(|name| order.contains(name)).collect();
         assert_eq!(names, order);
+        let names = state.optimizers().iter().map(|rule| rule.name());
+        let ours: Vec<_> = names.filter(|name| name.starts_with("stoa_")).collect();
+        assert_eq!(ours, ["stoa_both_zeros"]);
         Ok(())
     }
 }

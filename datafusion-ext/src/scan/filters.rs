@@ -2,9 +2,9 @@
 //! order.
 //!
 //! Where a `FilterExec` stays above the scan, all that is filtered here is filtered early, and
-//! nothing has to be: a conjunct that does not pay is left out. So is a dynamic filter, which
-//! never changes an answer. Only where the scan has promised to apply the predicate are static
-//! conjuncts required.
+//! nothing has to be: a conjunct that does not pay is left out. So is a dynamic filter: it removes
+//! only rows that the operator it comes from removes too. Only where the scan has promised to apply
+//! the predicate are static conjuncts required.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -32,6 +32,7 @@ use stoa_forms::{ChunkStatistics, Comparison, Operator as Compare, Prepared};
 use super::adaptive::{Observed, Stakes, Verdict};
 use super::memo::{Memo, Prospect, has_keys};
 use super::row_group::{CachedRowGroup, decode_ns};
+use super::zeros::OneZero;
 
 /// The longest list that is handed to a chunk as values; longer ones have a hash table already.
 const IN_VALUES_MAX: usize = 256;
@@ -372,8 +373,8 @@ impl Filters {
     fn read(&mut self) -> Result<()> {
         self.current.clear();
         for (position, expr) in self.conjuncts.iter().enumerate() {
-            let (now, dynamic) = match expr.downcast_ref::<DynamicFilterPhysicalExpr>() {
-                Some(filter) => (filter.current()?, true),
+            let (now, dynamic) = match current(expr)? {
+                Some(now) => (now, true),
                 None if DynamicFilterTracking::classify(expr).contains_dynamic_filter() => {
                     (snapshot_physical_expr(Arc::clone(expr))?, false)
                 }
@@ -453,6 +454,15 @@ impl Filters {
         let expr = reassign_expr_columns(Arc::clone(conjunct), &schema)?;
         Ok(Some((expr, schema, columns)))
     }
+}
+
+/// What a dynamic filter is now; `None` of other predicates.
+fn current(expr: &Arc<dyn PhysicalExpr>) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+    if let Some(filter) = expr.downcast_ref::<OneZero>() {
+        return filter.current().map(Some);
+    }
+    let filter = expr.downcast_ref::<DynamicFilterPhysicalExpr>();
+    filter.map(DynamicFilterPhysicalExpr::current).transpose()
 }
 
 fn is_always_true(expr: &Arc<dyn PhysicalExpr>) -> bool {

@@ -14,8 +14,9 @@
 //!
 //! What is known of a block is used to do less ([`stream`]): zone maps and dictionaries rule blocks
 //! out ([`zones`]), the conjuncts of the predicate that pay are applied early ([`filters`],
-//! [`adaptive`]), dynamic filters as they tighten, and of packed columns that only the output needs
-//! the surviving rows are unpacked. Row groups are divided between partitions at blocks ([`share`]).
+//! [`adaptive`]), dynamic filters as they tighten (on floats as they are meant, [`zeros`]), and of
+//! packed columns that only the output needs the surviving rows are unpacked. Row groups are divided
+//! between partitions at blocks ([`share`]).
 //!
 //! Where this module cannot do what stock would (virtual columns, encryption, INT96, a row
 //! selection by the user), the whole file is a miss.
@@ -35,6 +36,7 @@ mod row_group;
 mod share;
 mod source;
 mod stream;
+mod zeros;
 mod zones;
 
 pub(crate) use context::resolve;

@@ -1,5 +1,6 @@
 //! The file source: stock Parquet's, re-wrapped after each of its decisions.
 
+use std::borrow::Cow;
 use std::fmt::{self, Formatter};
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use super::file_reader::CachedReaderFactory;
 use super::filters::answers;
 use super::morsel::StoaMorselizer;
 use super::share;
+use super::zeros::with_one_zero;
 
 /// Stock Parquet's file source with the cached row groups read from shared memory.
 ///
@@ -104,6 +106,19 @@ impl StoaSource {
         Some(config)
     }
 
+    /// The wrapped source, with a predicate that may be applied to rows.
+    fn for_rows(&self) -> Result<Cow<'_, ParquetSource>> {
+        let schema = self.table_schema().table_schema();
+        let predicate = match self.inner.filter() {
+            Some(predicate) => with_one_zero(&predicate, schema)?,
+            None => None,
+        };
+        Ok(match predicate {
+            Some(predicate) => Cow::Owned(self.inner.with_predicate(predicate)),
+            None => Cow::Borrowed(&self.inner),
+        })
+    }
+
     fn rewrap(&self, source: Arc<dyn FileSource>) -> Arc<dyn FileSource> {
         match source.downcast_ref::<ParquetSource>() {
             Some(inner) => Arc::new(Self {
@@ -151,7 +166,7 @@ impl FileSource for StoaSource {
         base_config: &FileScanConfig,
         partition: usize,
     ) -> Result<Arc<dyn FileOpener>> {
-        self.inner
+        self.for_rows()?
             .create_file_opener(object_store, base_config, partition)
     }
 
@@ -169,12 +184,13 @@ impl FileSource for StoaSource {
             self.inner.parquet_file_reader_factory().cloned(),
             Arc::clone(&object_store),
         );
-        let inner = self
-            .inner
+        let source = self.for_rows()?;
+        let inner = source
+            .as_ref()
             .clone()
             .with_parquet_file_reader_factory(Arc::new(factory))
             .create_morselizer(object_store, base_config, partition)?;
-        let mut context = ScanContext::new(&self.inner, base_config, partition, view, store);
+        let mut context = ScanContext::new(&source, base_config, partition, view, store);
         context.reversed = self.reversed;
         context.in_order |= self.in_order;
         context.batch_size = self.batch_size.unwrap_or(BLOCK_ROWS);

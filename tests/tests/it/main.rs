@@ -4,6 +4,7 @@ mod blocks;
 mod cases;
 mod faults;
 mod files;
+mod floats;
 mod foreign;
 mod fuzz;
 mod neighbours;
