@@ -109,7 +109,7 @@ impl Tables {
             .await
             .map_err(|error| external(Box::new(error)))?;
         tracing::info!(table = %name, "not in shared memory yet, reading from the origin");
-        let table = self.reader.remember_fresh(Arc::new(catalog));
+        let table = self.reader.remember_fresh(Arc::new(catalog), None);
         StoaTable::of(&self.reader, &table, Arc::clone(&self.plans)).map(Some)
     }
 }

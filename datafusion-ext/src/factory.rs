@@ -89,7 +89,7 @@ impl TableProviderFactory for StoaTableFactory {
             (Ok(catalog), None) => catalog,
             (Err(error), _) => return Err(external(Box::new(error))),
         };
-        let fresh = self.tables.reader.remember_fresh(Arc::new(catalog));
+        let fresh = self.tables.reader.remember_fresh(Arc::new(catalog), None);
         if reads_otherwise(&fresh, command, state) {
             return self.listed(&name, state, command, location).await;
         }

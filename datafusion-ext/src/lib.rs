@@ -35,6 +35,7 @@ mod footers;
 mod functions;
 mod min_max;
 mod observe;
+mod one_state;
 mod options;
 mod rule;
 mod scan;

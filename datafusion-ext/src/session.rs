@@ -20,6 +20,7 @@ use crate::factory::StoaTableFactory;
 use crate::footers::DoubtFooters;
 use crate::functions::{SystemFunction, SystemTable};
 use crate::min_max::without_min_max;
+use crate::one_state::OneState;
 use crate::rule::CacheParquetScans;
 use crate::selectivity::with_estimates;
 use crate::table::StoaTable;
@@ -79,10 +80,10 @@ impl Stoa {
 
     /// Adds to a session: every cached table as `schema.table`, `STORED AS STOA`, the settings
     /// under `stoa.`, the table functions, the rule that caches other scans of Parquet, the one that
-    /// reckons with counts of distinct values, and the one that takes both zeros in lists of floats
-    /// for one. Up to 8 MiB of a join's smaller side are read into one table, where the session has
-    /// DataFusion's limit of 1 MiB. Dynamic filters of `min` and `max` are off, since those of
-    /// DataFusion 55.2 lose rows.
+    /// reckons with counts of distinct values, the one that ties a statement's scans of a table to
+    /// one state, and the one that takes both zeros in lists of floats for one. Up to 8 MiB of a
+    /// join's smaller side are read into one table, where the session has DataFusion's limit of
+    /// 1 MiB. Dynamic filters of `min` and `max` are off, since those of DataFusion 55.2 lose rows.
     ///
     /// # Errors
     /// If the session has no default catalog.
@@ -134,7 +135,7 @@ type LogicalRule = Arc<dyn OptimizerRule + Send + Sync>;
 
 /// A session's rules for logical plans, with Stoa's as the last.
 fn logical_rules(mut rules: Vec<LogicalRule>) -> Vec<LogicalRule> {
-    let ours: [LogicalRule; 1] = [Arc::new(BothZeros)];
+    let ours: [LogicalRule; 2] = [Arc::new(BothZeros), Arc::new(OneState)];
     rules.retain(|rule| ours.iter().all(|ours| ours.name() != rule.name()));
     rules.extend(ours);
     rules
@@ -188,7 +189,7 @@ mod tests {
         assert_eq!(names, order);
         let names = state.optimizers().iter().map(|rule| rule.name());
         let ours: Vec<_> = names.filter(|name| name.starts_with("stoa_")).collect();
-        assert_eq!(ours, ["stoa_both_zeros"]);
+        assert_eq!(ours, ["stoa_both_zeros", "stoa_one_state"]);
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arrow::array::{ArrayRef, Scalar};
 use arrow::datatypes::DataType;
@@ -12,6 +12,7 @@ use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, ScalarValue};
 use stoa_forms::{Chunk, ChunkStatistics, Sketch};
 use stoa_reader::{Table, TableFile, View};
+use stoa_shm::Snapshot;
 
 use crate::claims::Claims;
 
@@ -69,7 +70,8 @@ impl ColumnKnown {
 /// Columns' knowledge by position, for one generation of the cache.
 #[derive(Debug)]
 pub(crate) struct Knowledge {
-    known: Mutex<(u64, ByColumn)>,
+    /// The generation itself and not its number: a directory that was made anew counts from one.
+    known: Mutex<(Weak<Snapshot>, ByColumn)>,
 }
 
 type ByColumn = HashMap<usize, Option<Arc<ColumnKnown>>>;
@@ -77,7 +79,7 @@ type ByColumn = HashMap<usize, Option<Arc<ColumnKnown>>>;
 impl Default for Knowledge {
     fn default() -> Self {
         Self {
-            known: Mutex::new((u64::MAX, HashMap::new())),
+            known: Mutex::new((Weak::new(), HashMap::new())),
         }
     }
 }
@@ -94,8 +96,8 @@ impl Knowledge {
     ) -> Option<Arc<ColumnKnown>> {
         // Entries are whole: a panic while one is made leaves none.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = view.snapshot().generation();
-        if known.0 != generation {
+        let generation = Arc::downgrade(view.snapshot());
+        if !known.0.ptr_eq(&generation) {
             *known = (generation, HashMap::new());
         }
         let entry = known.1.entry(position);

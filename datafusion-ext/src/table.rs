@@ -31,7 +31,8 @@ use object_store::path::Path;
 use stoa_forms::{FORM_ARROW, FORM_PACKED};
 use stoa_layout::TableName;
 use stoa_origin::ObjectTag;
-use stoa_reader::{Reader, Table, TableFile, View};
+use stoa_reader::{Reader, Table, TableFile, View, ViewState};
+use tokio::sync::OnceCell;
 
 use crate::StoaOptions;
 use crate::clock::now_unix_ms;
@@ -47,7 +48,28 @@ pub struct StoaTable {
     reader: Reader,
     plans: Arc<TablePlans>,
     current: Arc<PlannedTable>,
+    statement: Option<Arc<StatementTable>>,
 }
+
+/// What a statement reads of a table, and the state that all of its scans see of it.
+#[derive(Debug)]
+pub(crate) struct StatementTable {
+    columns: Vec<String>,
+    state: OnceCell<State>,
+}
+
+impl StatementTable {
+    /// A statement whose scans read these columns, together.
+    pub(crate) fn new(mut columns: Vec<String>) -> Self {
+        columns.sort_unstable();
+        columns.dedup();
+        let state = OnceCell::new();
+        Self { columns, state }
+    }
+}
+
+/// A state of a table, and the view of the cache in which it was found.
+type State = (View, Arc<PlannedTable>);
 
 impl fmt::Debug for StoaTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,7 +105,38 @@ impl StoaTable {
             reader: reader.clone(),
             plans,
             current,
+            statement: None,
         })
+    }
+
+    /// The same table as a part of a statement: its scans see the state that the first of the
+    /// statement's scans finds.
+    pub(crate) fn tied(&self, statement: Arc<StatementTable>) -> Self {
+        Self {
+            statement: Some(statement),
+            ..self.clone()
+        }
+    }
+
+    /// Whether it is a part of a statement.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.statement.is_some()
+    }
+
+    /// Whether both are the same table of the same cache, whatever states they were opened in.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let [one, two] = [self, other].map(|table| &table.current.table.catalog().table);
+        self.reader.is_same(&other.reader) && one == two
+    }
+
+    /// Names of the columns that a scan reads.
+    pub(crate) fn read_columns(
+        &self,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+    ) -> Vec<String> {
+        let columns = self.current.read_columns(projection, filters);
+        self.current.names(&columns)
     }
 
     /// The table's state at the time this provider was made.
@@ -93,38 +146,45 @@ impl StoaTable {
 
     /// The state to plan with: as published, or as found by a look at the origin where the scan
     /// would miss.
-    async fn state(&self, view: &View, columns: &[usize], look: Look) -> Result<Arc<PlannedTable>> {
+    async fn state(&self, columns: &[String], look: Look) -> Result<State> {
         let name = &self.current.table.catalog().table;
-        let current = match view.table(name) {
-            Some(table) => self.plans.get(table)?,
+        let (view, table) = self.reader.view_of(name);
+        let current = match table {
+            Some(table) => self.plans.get(&table)?,
             None => Arc::clone(&self.current),
         };
         let looks = match look {
             Look::Never => false,
-            Look::UnlessCovered => !current.covered(view, columns),
+            Look::UnlessCovered => self.reader.is_doubted(name) || !current.covered(&view, columns),
             Look::Always => true,
         };
         // What cannot be read fails the query: it may have been mended or removed since.
         if !looks && current.table.catalog().rejected.is_empty() {
-            return Ok(current);
+            return Ok((view, current));
         }
         let now = now_unix_ms();
-        match current
+        let state = match current
             .table
             .catalog()
             .refresh(self.reader.origin(), now)
             .await
         {
-            Ok(None) => Ok(current),
+            Ok(None) => {
+                self.reader.settle(name);
+                current
+            }
             Ok(Some(fresh)) => {
                 tracing::info!(table = %name, "the objects have changed since the last look");
-                self.plans.get(&self.reader.remember_fresh(Arc::new(fresh)))
+                let fresh = Arc::new(fresh);
+                let fresh = self.reader.remember_fresh(fresh, Some(&current.table));
+                self.plans.get(&fresh)?
             }
             Err(error) => {
                 tracing::debug!(table = %name, %error, "look at the origin failed");
-                Ok(current)
+                current
             }
-        }
+        };
+        Ok((view, state))
     }
 }
 
@@ -155,15 +215,21 @@ impl TableProvider for StoaTable {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let options = StoaOptions::of(state.config_options());
-        let view = self.reader.view();
         let columns = self.current.read_columns(projection, filters);
+        let names = self.current.names(&columns);
         let look = match (options.check_before_miss, options.enabled) {
             (false, _) => Look::Never,
             (true, true) => Look::UnlessCovered,
             // Stock Parquet reads the objects as they are now, whatever the cache holds of them.
             (true, false) => Look::Always,
         };
-        let mut planned = self.state(&view, &columns, look).await?;
+        let (view, mut planned) = match &self.statement {
+            Some(statement) => {
+                let state = || self.state(&statement.columns, look);
+                statement.state.get_or_try_init(state).await?.clone()
+            }
+            None => self.state(&names, look).await?,
+        };
         if planned.schema.table_schema() != self.current.schema.table_schema() {
             planned = Arc::new(PlannedTable::over(
                 &planned.table,
@@ -196,7 +262,7 @@ impl TableProvider for StoaTable {
         let parquet =
             ParquetSource::new(self.current.schema.clone()).with_table_parquet_options(parquet);
         let source: Arc<dyn FileSource> = if options.enabled {
-            let applies = planned.decoded(&view, &columns);
+            let applies = planned.decoded(&view, &names);
             Arc::new(StoaSource::new(parquet, self.reader.clone()).with_predicates(applies))
         } else {
             Arc::new(parquet)
@@ -268,8 +334,8 @@ pub(crate) struct PlannedTable {
     schema: TableSchema,
     files: Vec<PartitionedFile>,
     statistics: Statistics,
-    /// State of the view, and per column whether all of its chunks are in memory somewhere.
-    covered: Mutex<((u64, u64), HashMap<usize, Covered>)>,
+    /// State of the view, and by name of a column whether all of its chunks are in memory somewhere.
+    covered: Mutex<(Option<ViewState>, HashMap<String, Covered>)>,
     knowledge: Knowledge,
 }
 
@@ -316,14 +382,13 @@ impl PlannedTable {
             Some(file) => file.identity().store.clone(),
             None => String::new(),
         };
-        let covered = Mutex::new(((u64::MAX, u64::MAX), HashMap::new()));
         Ok(Self {
             table: Arc::clone(table),
             store,
             schema,
             files,
             statistics,
-            covered,
+            covered: Mutex::default(),
             knowledge: Knowledge::default(),
         })
     }
@@ -350,6 +415,13 @@ impl PlannedTable {
         columns.sort_unstable();
         columns.dedup();
         columns
+    }
+
+    /// Names of columns by position in the table's schema.
+    fn names(&self, columns: &[usize]) -> Vec<String> {
+        let schema = self.schema.table_schema();
+        let names = columns.iter().map(|column| schema.field(*column).name());
+        names.cloned().collect()
     }
 
     /// What the cache knows of these columns, by position.
@@ -385,34 +457,37 @@ impl PlannedTable {
 
     /// Whether the index or a neighbour has every chunk of these columns: then a scan asks the origin
     /// nothing.
-    fn covered(&self, view: &View, columns: &[usize]) -> bool {
+    fn covered(&self, view: &View, columns: &[String]) -> bool {
         self.all(view, columns, |column| column != Covered::Partly)
     }
 
     /// Whether the index or a neighbour has every chunk of these columns, in a form that is read
     /// without Parquet.
-    fn decoded(&self, view: &View, columns: &[usize]) -> bool {
+    fn decoded(&self, view: &View, columns: &[String]) -> bool {
         self.all(view, columns, |column| column == Covered::Decoded)
     }
 
-    fn all(&self, view: &View, columns: &[usize], is: impl Fn(Covered) -> bool) -> bool {
+    /// By name: a statement may have been written against another schema of the table, in which the
+    /// columns stand elsewhere.
+    fn all(&self, view: &View, columns: &[String], is: impl Fn(Covered) -> bool) -> bool {
         let mut known = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
         let state = view.state();
-        if known.0 != state {
-            *known = (state, HashMap::new());
+        if known.0.as_ref() != Some(&state) {
+            *known = (Some(state), HashMap::new());
         }
-        let file_columns = self.schema.file_schema().fields();
-        columns
-            .iter()
-            .filter(|column| **column < file_columns.len())
-            .all(|column| {
-                is(*known.1.entry(*column).or_insert_with(|| {
-                    let name = file_columns[*column].name();
-                    let files = self.table.files().iter();
-                    let of_file = files.map(|file| column_covered(view, file, name));
-                    of_file.min().unwrap_or(Covered::Decoded)
-                }))
-            })
+        // The values of partition columns stand in paths.
+        let partitions = self.schema.table_partition_cols();
+        let in_files = |name: &&String| partitions.iter().all(|field| field.name() != *name);
+        columns.iter().filter(in_files).all(|name| {
+            if let Some(covered) = known.1.get(name) {
+                return is(*covered);
+            }
+            let files = self.table.files().iter();
+            let of_file = files.map(|file| column_covered(view, file, name));
+            let covered = of_file.min().unwrap_or(Covered::Decoded);
+            known.1.insert(name.clone(), covered);
+            is(covered)
+        })
     }
 }
 

@@ -23,4 +23,4 @@ pub use neighbours::{NeighbourSettings, Neighbours, RemoteMiss};
 pub use stoa_layout::RootColumn;
 pub use stoa_shm::{ReaderOptions, Verify};
 pub use table::{Table, TableFile};
-pub use view::{Reader, RemoteColumns, View};
+pub use view::{Reader, RemoteColumns, View, ViewState};

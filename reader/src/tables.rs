@@ -74,6 +74,31 @@ impl Tables {
         self.by_name.insert(name, Named::Fresh(Arc::clone(fresh)));
     }
 
+    /// Checksum of the catalog that is published under that name. Decodes nothing.
+    pub(crate) fn checksum(&self, name: &TableName) -> Option<u64> {
+        Some(self.published(name)?.checksum)
+    }
+
+    /// Whether the catalog that is published under that name was found to be no catalog.
+    pub(crate) fn is_unreadable(&self, name: &TableName) -> bool {
+        self.published(name)
+            .is_some_and(|known| known.is_unreadable())
+    }
+
+    /// Whether `table` is what the published catalog of its name was decoded to.
+    pub(crate) fn has_decoded(&self, table: &Arc<Table>) -> bool {
+        let published = self.published(&table.catalog().table);
+        let decoded = published.and_then(|known| known.decoded.get()?.as_ref());
+        decoded.is_some_and(|decoded| Arc::ptr_eq(decoded, table))
+    }
+
+    fn published(&self, name: &TableName) -> Option<&Published> {
+        match self.by_name.get(name)? {
+            Named::Published(published) => Some(published),
+            Named::Fresh(_) => None,
+        }
+    }
+
     /// The names, in no order. Decodes nothing.
     pub(crate) fn names(&self) -> impl Iterator<Item = &TableName> {
         self.by_name.keys()

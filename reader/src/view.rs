@@ -1,6 +1,6 @@
 //! The process's window on the cache directory, and one scan's view through it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -47,13 +47,44 @@ async fn follow(shared: Weak<Shared>) {
 /// The tables of the generation seen last. What was decoded is kept while its bytes stay the same.
 #[derive(Debug, Default)]
 struct Decoded {
-    generation: Option<u64>,
+    /// The generation itself and not its number: a directory that was made anew counts from one.
+    generation: Weak<Snapshot>,
     counters: Option<Arc<AccessCounters>>,
     /// As published.
     published: Arc<Tables>,
     /// As this process sees them.
     tables: Arc<Tables>,
-    fresh: HashMap<TableName, Arc<Table>>,
+    fresh: HashMap<TableName, Fresh>,
+    /// Of which this process has seen a state that may be newer than the one that is published.
+    doubted: HashSet<TableName>,
+}
+
+/// A state of a table that this process found by itself.
+#[derive(Debug)]
+struct Fresh {
+    table: Arc<Table>,
+    over: Over,
+}
+
+/// What was published of a table when a state of it was found: the checksum of its catalog, if
+/// there was one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Over(Option<u64>);
+
+impl Decoded {
+    /// What a look that began with `from` is over; `None` where something else has been published
+    /// since.
+    fn over(&self, name: &TableName, from: Option<&Arc<Table>>) -> Option<Over> {
+        let published = Over(self.published.checksum(name));
+        let same = match (from, self.fresh.get(name)) {
+            (Some(from), Some(fresh)) if Arc::ptr_eq(&fresh.table, from) => {
+                return Some(fresh.over);
+            }
+            (Some(from), _) => self.published.has_decoded(from),
+            (None, _) => published.0.is_none() || self.published.is_unreadable(name),
+        };
+        same.then_some(published)
+    }
 }
 
 impl Reader {
@@ -141,16 +172,32 @@ impl Reader {
         }
     }
 
-    /// Takes `catalog` for the table's newest state until the worker publishes a newer look.
+    /// Takes `catalog` for the table's newest state until the worker publishes another; `from` is the
+    /// state that the look began with, if the table was known.
     ///
-    /// For a scan that found the objects changed before the worker did.
-    pub fn remember_fresh(&self, catalog: Arc<TableCatalog>) -> Arc<Table> {
+    /// For a scan that found the objects changed before the worker did. Which of two looks is newer
+    /// cannot be told from clocks, which may differ between processes: what is published next is
+    /// taken, and doubted where its time is not later ([`Reader::is_doubted`]).
+    pub fn remember_fresh(
+        &self,
+        catalog: Arc<TableCatalog>,
+        from: Option<&Arc<Table>>,
+    ) -> Arc<Table> {
         let table = Arc::new(Table::new(catalog));
+        let name = table.catalog().table.clone();
         let mut decoded = self.decoded();
-        decoded
-            .fresh
-            .insert(table.catalog().table.clone(), Arc::clone(&table));
-        decoded.generation = None;
+        decoded.doubted.remove(&name);
+        match decoded.over(&name, from) {
+            Some(over) => {
+                let table = Arc::clone(&table);
+                decoded.fresh.insert(name, Fresh { table, over });
+            }
+            // Another state was published during the look: it may be the same, or an older one.
+            None => {
+                decoded.doubted.insert(name);
+            }
+        }
+        decoded.generation = Weak::new();
         table
     }
 
@@ -158,7 +205,24 @@ impl Reader {
     pub fn forget(&self, name: &TableName) {
         let mut decoded = self.decoded();
         decoded.fresh.remove(name);
-        decoded.generation = None;
+        decoded.doubted.remove(name);
+        decoded.generation = Weak::new();
+    }
+
+    /// Whether the state of a table that is published may be older than one that this process has
+    /// seen, so that a look has to tell. Until then the published one is what views show.
+    pub fn is_doubted(&self, table: &TableName) -> bool {
+        self.decoded().doubted.contains(table)
+    }
+
+    /// Takes in that a look has found the table as views show it.
+    pub fn settle(&self, table: &TableName) {
+        self.decoded().doubted.remove(table);
+    }
+
+    /// Whether both are the same reader, cloned.
+    pub fn is_same(&self, other: &Reader) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     fn decoded(&self) -> std::sync::MutexGuard<'_, Decoded> {
@@ -170,9 +234,9 @@ impl Reader {
     }
 
     /// The tables of a generation, and the counters if there are any by now.
-    fn tables(&self, snapshot: &Snapshot) -> (Arc<Tables>, Option<Arc<AccessCounters>>) {
+    fn tables(&self, snapshot: &Arc<Snapshot>) -> (Arc<Tables>, Option<Arc<AccessCounters>>) {
         let mut decoded = self.decoded();
-        if decoded.generation == Some(snapshot.generation()) {
+        if std::ptr::eq(decoded.generation.as_ptr(), Arc::as_ptr(snapshot)) {
             return (Arc::clone(&decoded.tables), decoded.counters.clone());
         }
         if decoded.counters.is_none() {
@@ -187,11 +251,17 @@ impl Reader {
             0 => Arc::clone(&decoded.published),
             _ => Arc::new(Tables::of(snapshot, &decoded.published)),
         };
+        let mut doubted = vec![];
         decoded.fresh.retain(|name, fresh| {
-            let published = published.get(snapshot, name);
-            let looked_at = published.map(|table| table.catalog().looked_at_unix_ms);
-            looked_at.is_none_or(|at| at < fresh.catalog().looked_at_unix_ms)
+            let stays = Over(published.checksum(name)) == fresh.over;
+            let looked_at = |table: &Arc<Table>| table.catalog().looked_at_unix_ms;
+            let taken = published.get(snapshot, name).filter(|_| !stays);
+            if taken.is_some_and(|taken| looked_at(taken) <= looked_at(&fresh.table)) {
+                doubted.push(name.clone());
+            }
+            stays
         });
+        decoded.doubted.extend(doubted);
         decoded.tables = match decoded.fresh.is_empty() {
             true => Arc::clone(&published),
             false => {
@@ -199,12 +269,12 @@ impl Reader {
                 decoded
                     .fresh
                     .values()
-                    .for_each(|fresh| tables.put_fresh(fresh));
+                    .for_each(|fresh| tables.put_fresh(&fresh.table));
                 Arc::new(tables)
             }
         };
         decoded.published = published;
-        decoded.generation = Some(snapshot.generation());
+        decoded.generation = Arc::downgrade(snapshot);
         (Arc::clone(&decoded.tables), decoded.counters.clone())
     }
 }
@@ -269,12 +339,11 @@ impl View {
 
     /// Names the state that this view shows: generation of the index, and state of the directory of
     /// neighbours. Equal for two views that know of the same chunks.
-    pub fn state(&self) -> (u64, u64) {
-        let holdings = self.holdings.as_ref();
-        (
-            self.snapshot.generation(),
-            holdings.map_or(0, |holdings| holdings.generation()),
-        )
+    pub fn state(&self) -> ViewState {
+        ViewState {
+            snapshot: Arc::downgrade(&self.snapshot),
+            holdings: self.holdings.as_ref().map(Arc::downgrade),
+        }
     }
 
     /// Tags of the forms, of those that this build reads, in which neighbours are known to hold that
@@ -393,6 +462,27 @@ impl View {
         Some((self.reader.neighbours()?, self.holdings.as_ref()?))
     }
 }
+
+/// What a view showed: the generation and the directory themselves, not their numbers, which a cache
+/// directory that was made anew reaches again. It keeps neither of them mapped.
+#[derive(Clone, Debug)]
+pub struct ViewState {
+    snapshot: Weak<Snapshot>,
+    holdings: Option<Weak<dyn Holdings>>,
+}
+
+impl PartialEq for ViewState {
+    fn eq(&self, other: &Self) -> bool {
+        let same_holdings = match (&self.holdings, &other.holdings) {
+            (Some(one), Some(other)) => one.ptr_eq(other),
+            (None, None) => true,
+            _ => false,
+        };
+        self.snapshot.ptr_eq(&other.snapshot) && same_holdings
+    }
+}
+
+impl Eq for ViewState {}
 
 /// A chunk by its name, and what it would take to read it from the file instead.
 fn wanted(key: &Arc<[u8]>, file: &TableFile, row_group: u32, column: u32) -> Wanted {

@@ -15,4 +15,5 @@ mod scripts;
 mod slt;
 mod snapshots;
 mod spine;
+mod states;
 mod stores;
