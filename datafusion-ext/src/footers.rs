@@ -41,8 +41,8 @@ impl Said {
     pub(crate) fn of(file: &TableFile, column: &str) -> Said {
         let mut said = Said::ALL;
         // A column that the file does not have is read as nulls; nested ones have no statistics.
-        let roots = file.roots().iter();
-        let Some(root) = roots.filter(|r| r.leaves == 1).find(|r| r.name() == column) else {
+        let root = file.roots().iter().find(|root| root.name() == column);
+        let Some(root) = root.filter(|root| root.leaves == 1) else {
             return said;
         };
         for group in file.metadata().row_groups() {

@@ -50,6 +50,8 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum States {
     All,
+    /// All but as a stock table, which refuses the files.
+    Ours,
     /// Those in which all values have been looked at: nothing else can know better than the footer.
     Decoded,
 }
@@ -100,7 +102,7 @@ pub(super) async fn ask(case: &Case) {
     let location = format!("{}/", files.path().display());
     let mut wrong = vec![];
     match case.states {
-        States::All => {
+        States::All | States::Ours => {
             cold(case, &location, &mut wrong).await;
             for (number, form) in FORMS.into_iter().enumerate() {
                 cached(case, &location, Cached::All(form), number, &mut wrong).await;

@@ -48,7 +48,6 @@ const CASE: Case = Case {
 };
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a footer with a type that the parquet crate cannot write is refused"]
 async fn a_type_that_nobody_knows_refuses_no_file() {
     ask(&CASE).await;
 }
