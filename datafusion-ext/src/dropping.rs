@@ -114,6 +114,6 @@ impl Stoa {
         if *resolved.catalog != *defaults.default_catalog {
             return None;
         }
-        TableName::new(&*resolved.schema, &*resolved.table).ok()
+        TableName::new(&resolved.schema, &resolved.table).ok()
     }
 }

@@ -111,7 +111,9 @@ fn named(file: &CatalogFile) -> Vec<FieldRef> {
 ///
 /// Where a footer says nothing, a query of such a value fails; none is ever changed.
 fn check_times(files: &[CatalogFile], merged: &[FieldRef]) -> Result<()> {
-    let finer = |file: &CatalogFile| -> Vec<(RootColumn, DataType, i64)> {
+    // Columns of a file with the table's type, and by how much their values grow in it.
+    type Finer = Vec<(RootColumn, DataType, i64)>;
+    let finer = |file: &CatalogFile| -> Finer {
         let is_time = |root: &&RootColumn| {
             let data_type = root.field.data_type();
             matches!(data_type, DataType::Timestamp(..) | DataType::Duration(_))
@@ -124,7 +126,7 @@ fn check_times(files: &[CatalogFile], merged: &[FieldRef]) -> Result<()> {
         });
         factors.collect()
     };
-    let mut previous: Option<(&SchemaRef, Vec<(RootColumn, DataType, i64)>)> = None;
+    let mut previous: Option<(&SchemaRef, Finer)> = None;
     for file in files {
         let columns = match previous.take() {
             Some((schema, columns)) if Arc::ptr_eq(schema, &file.schema) => columns,

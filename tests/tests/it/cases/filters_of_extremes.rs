@@ -71,7 +71,6 @@ const CASE: Case = Case {
 };
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the scan applies the filters of min and max to rows once they are turned on"]
 async fn extremes_are_found_whatever_filters_are_on() {
     ask(&CASE).await;
 }

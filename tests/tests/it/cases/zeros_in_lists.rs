@@ -89,7 +89,6 @@ const CASE: Case = Case {
 };
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the scan applies lists of floating-point numbers to rows bit by bit"]
 async fn zeros_of_both_signs_are_joined() {
     ask(&CASE).await;
 }

@@ -79,9 +79,9 @@ async fn an_overwritten_object_is_noticed_on_every_make() {
                 continue;
             };
             let object = &listed[0].identity;
-            let range = [10..20];
+            let range = std::slice::from_ref(&(10..20));
             if reads_before {
-                match origin.read(object, &range).await {
+                match origin.read(object, range).await {
                     Ok(bytes) => assert_eq!(bytes[0], old[10..20], "{habits:?}"),
                     Err(error) => {
                         assert!(!is_readable, "{habits:?}: {error}");
@@ -91,7 +91,7 @@ async fn an_overwritten_object_is_noticed_on_every_make() {
             }
             let new: Vec<u8> = (0..200).rev().collect();
             shop.s3.put("wares", "t/a", &new).unwrap();
-            let error = origin.read(object, &range).await.unwrap_err();
+            let error = origin.read(object, range).await.unwrap_err();
             let expected = match is_readable {
                 true => ErrorKind::Changed,
                 false => ErrorKind::Config,
@@ -99,7 +99,7 @@ async fn an_overwritten_object_is_noticed_on_every_make() {
             assert_eq!(error.kind(), expected, "{habits:?}: {error}");
             let now = origin.list(&table()).await.unwrap();
             if is_readable {
-                let bytes = origin.read(&now[0].identity, &range).await.unwrap();
+                let bytes = origin.read(&now[0].identity, range).await.unwrap();
                 assert_eq!(bytes[0], new[10..20], "{habits:?}");
             }
             assert_eq!(origin.counters().retries, 0, "{habits:?}");

@@ -59,7 +59,10 @@ async fn a_wait_that_the_store_asks_for_is_kept() {
     shop.s3
         .set_faults(vec![FaultRule::always(Effect::Status(503)).times(2)]);
     let started = Instant::now();
-    origin.read(&object, &[0..10]).await.unwrap();
+    origin
+        .read(&object, std::slice::from_ref(&(0..10)))
+        .await
+        .unwrap();
     let waited = started.elapsed();
     assert!(waited >= Duration::from_secs(2), "{waited:?}");
     assert_eq!(origin.counters().retries, 2);
@@ -72,7 +75,10 @@ async fn a_wait_that_the_store_asks_for_is_kept() {
     shop.s3
         .set_faults(vec![FaultRule::always(Effect::Status(503))]);
     let started = Instant::now();
-    let error = hasty.read(&object, &[0..10]).await.unwrap_err();
+    let error = hasty
+        .read(&object, std::slice::from_ref(&(0..10)))
+        .await
+        .unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(1), "{error}");
     assert_eq!(error.kind(), ErrorKind::Retry);
     assert!(error.to_string().contains("SlowDown"), "{error}");
