@@ -29,7 +29,7 @@ use crate::clock::now_unix_ms;
 
 /// The only worker of an embedded cache, by whichever process it is run: one name, so that a plan
 /// made for one process holds for the next.
-const EMBEDDED_WORKER: &str = "embedded";
+pub const EMBEDDED_WORKER: &str = "embedded";
 /// The first and the longest pause before a process that stands by looks whether the cache's
 /// directory is free. It is told of a worker's end; this is for what it is not told of.
 const LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));

@@ -45,7 +45,7 @@ mod statistics;
 mod table;
 mod zeros;
 
-pub use embedded::{Embedded, EmbeddedError, EmbeddedSettings, Publisher};
+pub use embedded::{EMBEDDED_WORKER, Embedded, EmbeddedError, EmbeddedSettings, Publisher};
 pub use footers::DoubtFooters;
 pub use observe::reader_metrics;
 pub use options::StoaOptions;

@@ -1,6 +1,7 @@
 //! `stoa pin` and `stoa unpin`: caches that cannot be swapped out.
 
 use stoa_control::WorkerClient;
+use stoa_datafusion::EMBEDDED_WORKER;
 use stoa_metastore::WorkerRecord;
 
 use crate::args::PinArgs;
@@ -12,7 +13,14 @@ use crate::error::{Error, Result};
 pub async fn pin(args: PinArgs, pinned: bool, context: &Context) -> Result<()> {
     let records = context.records().await?;
     let live = records.workers().await?;
-    let chosen = choose(&args.workers, &live)?;
+    // One worker runs for all processes that share a state. Where the process that ran it has just
+    // ended and the next one has not taken over, or there is none, it is told at its next start.
+    let embedded = [EMBEDDED_WORKER.to_owned()];
+    let names = match args.workers.is_empty() && live.is_empty() && context.is_embedded() {
+        true => &embedded[..],
+        false => &args.workers[..],
+    };
+    let chosen = choose(names, &live)?;
     for id in chosen.absent() {
         records.set_pin(id, pinned, now_unix_ms()).await?;
         eprintln!("worker {id} is not alive; it will be told at its next start");

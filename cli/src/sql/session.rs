@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::common::config::ConfigFileType;
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
@@ -49,7 +50,13 @@ impl CliSessionContext for CliSession {
     }
 
     fn session_state(&self) -> SessionState {
-        self.session.state()
+        let mut state = self.session.state();
+        // datafusion-cli reads the options of a CREATE EXTERNAL TABLE before our factory does, to
+        // look for those of its store, and refuses options of a format where it knows none. Those
+        // of STORED AS STOA are Parquet's; formats that it knows it sets itself.
+        let options = state.table_options_mut();
+        options.set_config_format(ConfigFileType::PARQUET);
+        state
     }
 
     fn register_object_store(
